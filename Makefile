@@ -1,0 +1,33 @@
+# make demo    search the first example and write results/demo
+# make test    the tests, two at a time (JOBS=n to change)
+# make check   lint, format, types, layers
+# make .venv   what the three above make for themselves
+
+PYTHON ?= python3.11
+JOBS   ?= 2
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+
+.PHONY: demo test check .venv clean
+
+demo: $(STAMP)
+	$(BIN)/superopt search examples/rmsnorm_linear.py --out results/demo
+
+test: $(STAMP)
+	$(BIN)/pytest -q -n $(JOBS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache results/demo

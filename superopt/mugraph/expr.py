@@ -1,0 +1,363 @@
+"""Indexed expressions: the one node type that every level of superopt is made of.
+
+An expression is a scalar that depends on *axes*: `sum[k] a[i, k] * b[k, j]`. Nodes are immutable and
+hash-consed, so equality is `is`, and a DAG shares what it shares. The grammar, whole:
+
+    expr  = const(value) | sym(Symbol) | axis(Axis)          leaves; a Symbol is a symbolic extent
+          | load(Tensor; expr..., guard)                     0 where the guard is false; indices are exprs
+          | reduce(Reduction; expr)                          sum, prod, max, min over bound axes
+          | cast(expr) | OP(expr...)                         OP: a row of `ops.OPS`
+
+Index arithmetic is the same node type at dtype 'index', kept in the canonical form of `index.py`.
+A bound axis may have the name of an axis free elsewhere; substitution avoids capture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from superopt.errors import IllFormed
+from superopt.mugraph.dtypes import DTYPES, is_float, promote
+from superopt.mugraph.ops import OPS
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A symbolic extent, with the least and the largest value it is made for."""
+
+    name: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named index that runs over 0 <= i < extent. `extent` is an index expression of symbols."""
+
+    name: str
+    extent: Expr
+
+    def __repr__(self) -> str:
+        return f"{self.name}:{self.extent}"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in global memory. `bounds`: an integer tensor's values, high excluded."""
+
+    name: str
+    shape: tuple[Expr, ...]
+    dtype: str
+    bounds: tuple[Expr, Expr] | None = None
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What a reduce node does: its monoid and its bound axes.
+
+    `operand` is the element type that the program multiplies in, where the reduction is a matrix
+    product that the program spelt so: operands may be rounded to it without losing to eager.
+    """
+
+    monoid: str
+    axes: tuple[Axis, ...]
+    operand: str | None = None
+
+
+class Expr:
+    """One node. Make them with the constructors of this module, never directly."""
+
+    __slots__ = ("__weakref__", "args", "attr", "digest", "dtype", "free", "size")
+
+    op: str
+    args: tuple[Expr, ...]
+    attr: Any
+    dtype: str
+    free: frozenset[Axis]  # axes not bound by a reduce inside
+    digest: str  # of the structure: the same in every process
+    size: int  # nodes as a tree, capped
+
+    __slots__ = (*__slots__, "op")
+
+    def __repr__(self) -> str:
+        from superopt.mugraph.text import inline
+
+        return inline(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make, (self.op, self.args, self.attr, self.dtype)
+
+    def __lt__(self, other: Expr) -> bool:  # a stable order: by size, then structure
+        return (self.size, self.digest) < (other.size, other.digest)
+
+
+_interned: dict[tuple[Any, ...], Expr] = {}
+
+
+def _digest_attr(attr: Any) -> str:
+    if isinstance(attr, Axis):
+        return f"{attr.name}:{attr.extent.digest}"
+    if isinstance(attr, Reduction):
+        axes = ",".join(_digest_attr(a) for a in attr.axes)
+        return f"{attr.monoid}[{axes}]{attr.operand}"
+    if isinstance(attr, Tensor):
+        return f"{attr.name}({','.join(e.digest for e in attr.shape)}){attr.dtype}"
+    return repr(attr)
+
+
+def make(op: str, args: tuple[Expr, ...], attr: Any, dtype: str) -> Expr:
+    """The interned node; no simplification."""
+    tag = (type(attr).__name__, repr(attr)) if isinstance(attr, int | float) else attr
+    key = (op, args, tag, dtype)
+    node = _interned.get(key)
+    if node is not None:
+        return node
+    node = Expr.__new__(Expr)
+    node.op, node.args, node.attr, node.dtype = op, args, attr, dtype
+    free = frozenset().union(*(a.free for a in args)) if args else frozenset()
+    if op == "axis":
+        free = frozenset((attr,))
+    elif op == "reduce":
+        free = free - frozenset(attr.axes)
+    node.free = free
+    node.size = min(1 + sum(a.size for a in args), 1 << 40)
+    text = f"{op}|{_digest_attr(attr)}|{dtype}|{'|'.join(a.digest for a in args)}"
+    node.digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    _interned[key] = node
+    return node
+
+
+# -- leaves -------------------------------------------------------------------------------------
+
+
+def const(value: float | int | bool, dtype: str) -> Expr:
+    """A constant. Floats stay as written, in double; ints and bools are exact."""
+    kind = DTYPES[dtype].kind
+    value = float(value) if kind == "float" else bool(value) if kind == "bool" else int(value)
+    return make("const", (), value, dtype)
+
+
+def index(value: int) -> Expr:
+    return make("const", (), int(value), "index")
+
+
+TRUE = const(True, "bool")
+FALSE = const(False, "bool")
+
+
+def sym(symbol: Symbol) -> Expr:
+    return make("sym", (), symbol, "index")
+
+
+def axis(a: Axis) -> Expr:
+    """The axis's index; an axis of extent 1 is always 0."""
+    return index(0) if is_const(a.extent, 1) else make("axis", (), a, "index")
+
+
+def load(tensor: Tensor, indices: Iterable[Expr], guard: Expr = TRUE) -> Expr:
+    """`tensor[indices]` where guard holds, else zero; memory is not touched there."""
+    args = tuple(indices)
+    if len(args) != len(tensor.shape):
+        raise IllFormed(f"{tensor.name}: {len(args)} indices for {len(tensor.shape)} dimensions")
+    if guard is FALSE:
+        return const(0, tensor.dtype)
+    return make("load", (*args, guard), tensor, tensor.dtype)
+
+
+def is_const(e: Expr, value: Any = None) -> bool:
+    return e.op == "const" and (value is None or e.attr == value)
+
+
+# -- operators ----------------------------------------------------------------------------------
+
+_NUMPY = {"f64": np.float64, "f32": np.float64, "f16": np.float64, "bf16": np.float64}
+
+
+def cast(e: Expr, dtype: str) -> Expr:
+    """Convert. Between floats it is a precision hint; a float to int conversion truncates."""
+    if e.dtype == dtype:
+        return e
+    if e.op == "const":
+        return const(e.attr, dtype) if not (dtype == "bool") else const(e.attr != 0, "bool")
+    return make("cast", (e,), None, dtype)
+
+
+def _fold(name: str, args: tuple[Expr, ...], dtype: str) -> Expr | None:
+    if any(a.op != "const" for a in args):
+        return None
+    with np.errstate(all="ignore"):
+        values = [np.float64(a.attr) if is_float(a.dtype) else a.attr for a in args]
+        try:
+            return const(np.asarray(OPS[name].numpy(*values)).item(), dtype)
+        except (ValueError, OverflowError, TypeError):
+            return None
+
+
+def _unit(name: str, args: tuple[Expr, ...], dtype: str) -> Expr | None:
+    """Identities that hold for every value, NaN and infinities included."""
+    match name, args:
+        case ("add", (a, b)) if is_const(b, 0) and a.dtype == dtype:  # x + 0 -> x
+            return a
+        case ("add", (a, b)) if is_const(a, 0) and b.dtype == dtype:  # 0 + x -> x
+            return b
+        case ("sub", (a, b)) if is_const(b, 0) and a.dtype == dtype:  # x - 0 -> x
+            return a
+        case ("mul", (a, b)) if is_const(b, 1) and a.dtype == dtype:  # x * 1 -> x
+            return a
+        case ("mul", (a, b)) if is_const(a, 1) and b.dtype == dtype:  # 1 * x -> x
+            return b
+        case ("div", (a, b)) if is_const(b, 1) and a.dtype == dtype:  # x / 1 -> x
+            return a
+        case ("and", (a, b)) if a is TRUE or b is TRUE:  # true & x -> x
+            return b if a is TRUE else a
+        case ("and", (a, b)) if a is FALSE or b is FALSE:  # false & x -> false
+            return FALSE
+        case ("or", (a, b)) if a is FALSE or b is FALSE:  # false | x -> x
+            return b if a is FALSE else a
+        case ("or", (a, b)) if a is TRUE or b is TRUE:  # true | x -> true
+            return TRUE
+        case ("and" | "or", (a, b)) if a is b:  # x & x -> x
+            return a
+        case ("where", (c, a, b)) if c is TRUE or a is b:  # where(true, x, y) -> x
+            return a
+        case ("where", (c, a, b)) if c is FALSE:  # where(false, x, y) -> y
+            return b
+    return None
+
+
+def op(name: str, *args: Expr) -> Expr:
+    """Apply a row of the operator table; operands are promoted as torch does.
+
+    Index arithmetic is brought to its canonical form, constants are folded.
+    """
+    row = OPS.get(name)
+    if row is None or len(args) != row.arity:
+        raise IllFormed(f"no operator {name} of {len(args)} operands")
+    if name in _INDEX and all(a.dtype == "index" for a in args):
+        return _INDEX[name](*args)
+    operands = args[1:] if name == "where" else args
+    dtype = promote(*(a.dtype for a in operands))
+    if dtype == "index":
+        dtype = "i64"
+    if row.result == "float" and not is_float(dtype):
+        dtype = "f32"
+    operands = tuple(cast(a, dtype) if a.dtype != dtype else a for a in operands)
+    args = (args[0], *operands) if name == "where" else operands
+    result = "bool" if row.result == "bool" else dtype
+    if row.commutative and args[1] < args[0]:
+        args = (args[1], args[0])
+    folded = _fold(name, args, result) or _unit(name, args, result)
+    return folded if folded is not None else make(name, args, None, result)
+
+
+def reduce(
+    monoid: str, axes: Iterable[Axis], body: Expr, operand: str | None = None, dtype: str | None = None
+) -> Expr:
+    """Reduce `body` over `axes`. Axes that the body does not mention still count for sum and prod.
+
+    >>> reduce("sum", (k,), op("mul", a, b))     # sum[k] a * b
+    """
+    bound = tuple(sorted((a for a in axes if not is_const(a.extent, 1)), key=lambda a: a.name))
+    if not bound:
+        return cast(body, dtype) if dtype else body
+    return make("reduce", (body,), Reduction(monoid, bound, operand), dtype or body.dtype)
+
+
+_INDEX: dict[str, Callable[..., Expr]] = {}  # filled by index.py: the canonical index arithmetic
+
+
+# -- walking ------------------------------------------------------------------------------------
+
+
+def toposort(*roots: Expr) -> list[Expr]:
+    """All nodes below the roots, operands first, each once; no recursion."""
+    order: list[Expr] = []
+    seen: set[Expr] = set()
+    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((a, False) for a in reversed(node.args) if a not in seen)
+    return order
+
+
+def find(root: Expr, *names: str) -> Iterator[Expr]:
+    return (n for n in toposort(root) if n.op in names)
+
+
+def rebuild(node: Expr, args: tuple[Expr, ...]) -> Expr:
+    """The node with other operands, through the simplifying constructors; its type is kept."""
+    if args == node.args:
+        return node
+    if node.op == "load":
+        return load(node.attr, args[:-1], args[-1])
+    if node.op == "cast":
+        return cast(args[0], node.dtype)
+    if node.op == "reduce":
+        return make("reduce", args, node.attr, node.dtype)
+    return cast(op(node.op, *args), node.dtype)
+
+
+def rewrite(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
+    """Bottom-up: each node, operands rewritten, is replaced by `change(node)` unless that is None."""
+    done: dict[Expr, Expr] = {}
+    for node in toposort(root):
+        new = rebuild(node, tuple(done[a] for a in node.args))
+        changed = change(new)
+        done[node] = new if changed is None else changed
+    return done[root]
+
+
+def substitute(root: Expr, binding: Mapping[Axis, Expr]) -> Expr:
+    """Replace free axes by index expressions, renaming bound axes that would capture.
+
+    `x[i] - max[j] x[j]` with {i: j + 1} gives `x[j + 1] - max[j] x[j]`.
+    """
+    memo: dict[tuple[Expr, frozenset[tuple[Axis, Expr]]], Expr] = {}
+    return _substitute(root, dict(binding), memo)
+
+
+def _substitute(root: Expr, binding: dict[Axis, Expr], memo: dict[Any, Expr]) -> Expr:
+    live = {a: e for a, e in binding.items() if a in root.free}
+    if not live:
+        return root
+    key = (root, frozenset(live.items()))
+    if key in memo:
+        return memo[key]
+    if root.op == "axis":
+        result = live[root.attr]
+    elif root.op == "reduce":
+        incoming = frozenset().union(*(e.free for e in live.values()))
+        body, bound = root.args[0], list(root.attr.axes)
+        for position, old in enumerate(bound):
+            if old in incoming:
+                new = fresh(old, incoming | body.free | frozenset(bound))
+                body = _substitute(body, {old: axis(new)}, memo)
+                bound[position] = new
+        spec = Reduction(root.attr.monoid, tuple(bound), root.attr.operand)
+        result = make("reduce", (_substitute(body, live, memo),), spec, root.dtype)
+    else:
+        result = rebuild(root, tuple(_substitute(a, live, memo) for a in root.args))
+    memo[key] = result
+    return result
+
+
+def fresh(like: Axis, taken: Iterable[Axis]) -> Axis:
+    """An axis of the same extent whose name none of `taken` has: `k`, `k_1`, `k_2`, ..."""
+    names = {a.name for a in taken}
+    stem = like.name.split("_")[0]
+    number = 0
+    name = stem
+    while name in names:
+        number += 1
+        name = f"{stem}_{number}"
+    return Axis(name, like.extent)
