@@ -39,12 +39,11 @@ SECTOR = 32  # bytes: what one transaction between L2 and global memory moves
 TAG = 48  # user-space addresses lie below 2**48
 ADDRESS = np.uint64((1 << TAG) - 1)
 READ, STORED, ATOMIC, WRITTEN = 1, 2, 4, 8  # bits of a cell; WRITTEN alone outlives a launch
-LEFT_BY = {"load": READ, "store": STORED | WRITTEN, "atomic": ATOMIC | WRITTEN}
-# access -> for each direction counted: is it a write, the bits that say "counted in this launch"
-COUNTED: dict[str, tuple[tuple[bool, int], ...]] = {
-    "load": ((False, READ | ATOMIC),),
-    "store": ((True, STORED | ATOMIC),),
-    "atomic": ((False, READ | ATOMIC), (True, STORED | ATOMIC)),
+# access -> bits it sets; for each direction: is it a write, the bits that say "counted already"
+ACCESSES: dict[str, tuple[int, tuple[tuple[bool, int], ...]]] = {
+    "load": (READ, ((False, READ | ATOMIC),)),
+    "store": (STORED | WRITTEN, ((True, STORED | ATOMIC),)),
+    "atomic": (ATOMIC | WRITTEN, ((False, READ | ATOMIC), (True, STORED | ATOMIC))),
 }
 EMPTY = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 ALLOCATIONS = {f"aten::{name}" for name in EMPTY}
@@ -150,7 +149,7 @@ class Storage:
         self.unit = tensor.element_size()
         self.tracked = tracked  # allocated by `empty` within the meter
         self.dirty = False
-        self.name: str | None = None
+        self.name = ""  # of the first argument it was, primed if taken; its row in by_tensor
         self.state = np.zeros(tensor.untyped_storage().nbytes() // self.unit, np.uint8)
 
     def refine(self, width: int) -> None:
@@ -162,7 +161,7 @@ class Storage:
         if self.dirty:
             self.state &= WRITTEN
         else:
-            self.state = np.zeros_like(self.state)
+            self.state = np.zeros(len(self.state), np.uint8)
 
     def elements(self, tensor: torch.Tensor) -> np.ndarray:
         """The cells of a tensor, writable: its shape, and an axis within elements."""
@@ -170,7 +169,8 @@ class Storage:
         ratio = tensor.element_size() // self.unit
         start = (tensor.data_ptr() - self.base) // self.unit if tensor.numel() else 0
         strides = (*(s * ratio for s in tensor.stride()), 1)
-        return as_strided(self.state[start:], (*tensor.shape, ratio), strides)
+        cells: np.ndarray = as_strided(self.state[start:], (*tensor.shape, ratio), strides)
+        return cells
 
 
 class View:
@@ -191,11 +191,12 @@ class View:
 
     def outside(self, off: np.ndarray, width: int) -> np.ndarray:
         """The byte offsets from the first element at which `width` bytes are not all elements."""
-        bad = (off < 0) | (off > self.span - width) | ((off + self.base) % width != 0)
-        if self.valid is not None:
+        bad: np.ndarray = (off < 0) | (off > self.span - width) | ((off + self.base) % width != 0)
+        if self.valid is not None and self.span >= width:
             cells = _cells(np.where(bad, 0, off), width, self.item)
             bad |= ~self.valid[cells].reshape(len(off), -1).all(axis=1)
-        return off[bad]
+        outside: np.ndarray = off[bad]
+        return outside
 
 
 @dataclass
@@ -221,7 +222,7 @@ class Meter(Traffic):
 
     def of(self, tensor: torch.Tensor) -> Traffic:
         """The traffic of the tensor's storage, all launches together."""
-        return self.by_tensor.get(self._storage(tensor).name or "", Traffic())
+        return self.by_tensor.get(self._storage(tensor).name, Traffic())
 
     def assert_all_written(self, *tensors: torch.Tensor) -> None:
         """Raise Unwritten unless every element of the tensors (none given: of all that were
@@ -250,11 +251,8 @@ class Meter(Traffic):
         elif not func.is_view and name not in FREE:
             used = {id(t): t for t in (*_tensors((args, kwargs)), *results)}
             self.host_ops.append(HostOp(name, sum(t.nbytes for t in used.values())))
-            given = {**dict(zip((a.name for a in func._schema.arguments), args)), **kwargs}  # noqa: B905
-            written = [
-                a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write
-            ]
-            for tensor in (*results, *_tensors([given.get(name) for name in written])):
+            # what an operator wrote it returns, but for some in-place ones that return nothing
+            for tensor in results or _tensors((args, kwargs)):
                 storage = self._storage(tensor)
                 storage.dirty = True
                 storage.elements(tensor)[...] |= WRITTEN
@@ -263,10 +261,10 @@ class Meter(Traffic):
         if tensor.device.type != "cpu":
             raise TypeError(f"{kernel}: {name} is on {tensor.device}; the meter takes cpu tensors")
         storage = self._storage(tensor)
-        if storage.name is None:
-            numbered = (f"{kernel}.{name}.{i}" for i in itertools.count(2))
-            names = itertools.chain((name, f"{kernel}.{name}"), numbered)
-            storage.name = next(n for n in names if n not in self.by_tensor)
+        if not storage.name:
+            storage.name = name
+            while storage.name in self.by_tensor:  # another storage's
+                storage.name += "'"
             self.by_tensor[storage.name] = Traffic()
         return View(name, tensor, storage, tag)
 
@@ -281,11 +279,6 @@ class Meter(Traffic):
         self._live = (*self._views.values(), *self._extra)
         for storage in {id(view.storage): view.storage for view in self._live}.values():
             storage.start_launch()
-
-    def _finish(self) -> None:
-        assert self._running is not None
-        self._running.grid = getattr(interpreter.interpreter_builder, "grid_dim", ())
-        self._running = None
 
     def _tagged(self, argument: Any, value: Any) -> Any:
         """Mark the pointer made from a tensor argument with the number of its view."""
@@ -339,23 +332,25 @@ class Meter(Traffic):
         storage.refine(width)
         cells = _cells(distinct + (view.base - storage.base), width, storage.unit)
         before = storage.state[cells]
-        if kind != "store" and storage.tracked and len(bad := cells[before & WRITTEN == 0]):
-            at = bad[0] * storage.unit + storage.base - view.base
-            self._trap(UninitialisedRead, kind, view, at, "allocated by empty, never written")
-        if kind == "store" and len(bad := cells[before & STORED != 0]):
-            at = bad[0] * storage.unit + storage.base - view.base
-            self._trap(DoubleWrite, kind, view, at, "already stored in this launch")
-        storage.state[cells] = before | LEFT_BY[kind]
+
+        def first(bad: np.ndarray) -> int:  # an access may span more cells than one
+            return int(distinct[np.argmax(bad) * len(distinct) // len(bad)])
+
+        if kind == "store" and (again := before & STORED != 0).any():
+            self._trap(DoubleWrite, kind, view, first(again), "already stored in this launch")
+        if kind != "store" and storage.tracked and (unset := before & WRITTEN == 0).any():
+            self._trap(UninitialisedRead, kind, view, first(unset), "allocated, never written")
+        bits, directions = ACCESSES[kind]
+        storage.state[cells] = before | bits
         storage.dirty |= kind != "load"
 
         sector = (distinct + view.base) // SECTOR
         sectors = 1 + int(np.count_nonzero(sector[1:] != sector[:-1]))
         needed = -(-len(distinct) * width // SECTOR) * SECTOR
         assert self._running is not None
-        assert storage.name is not None
         in_launch = self._running.by_tensor.setdefault(view.name, Traffic())
         for traffic in (self, self._running, in_launch, self.by_tensor[storage.name]):
-            for write, seen in COUNTED[kind]:
+            for write, seen in directions:
                 new = storage.unit * int(np.count_nonzero(before & seen == 0))
                 traffic.add(write, len(offsets) * width, new, sectors, needed)
 
@@ -371,14 +366,16 @@ class _HostOps(TorchDispatchMode):
     """Tells the meter of every operator run outside launches, also inside custom operators."""
 
     def __init__(self, meter: Meter) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.meter = meter
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func._schema.name in OPDEFS:  # torch.library's: its Python body runs under this mode
             with self:
-                return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
+                return func.redispatch(
+                    torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs
+                )
         out = func(*args, **kwargs)
         if self.meter._running is None:
             self.meter._host_op(func, args, kwargs, out)
@@ -443,7 +440,8 @@ def meter(tensors: Sequence[torch.Tensor] = ()) -> Iterator[Meter]:
                 raise trap from None
             raise
         finally:
-            record._finish()
+            record.launches[-1].grid = getattr(interpreter.interpreter_builder, "grid_dim", ())
+            record._running = None
 
     def metered(method: Callable[..., Any], kind: str, at: int, mask_at: int | None) -> Any:
         def access(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -75,7 +75,9 @@ def address_kernel(address, out_ptr, offset):
     tl.store(out_ptr, tl.load(pointer + offset))
 
 
-def copy(x: torch.Tensor, n: int | None = None, masked: bool = True, stride: int = 1) -> torch.Tensor:
+def copy(
+    x: torch.Tensor, n: int | None = None, masked: bool = True, stride: int = 1
+) -> torch.Tensor:
     """x[::stride], its first n elements, by one launch."""
     n = len(x) // stride if n is None else n
     out = x.new_empty(n)
@@ -127,7 +129,9 @@ def test_distinct_counts_again_in_another_launch_and_not_in_the_same() -> None:
 def test_out_of_bounds_at_the_boundary() -> None:
     x = torch.randn(BLOCK)
     metered(lambda x: copy(x, masked=False), x)
-    with pytest.raises(OutOfBounds, match=r"copy_kernel, program \(0, 0, 0\): load at byte \+252 .*x_ptr"):
+    with pytest.raises(
+        OutOfBounds, match=r"copy_kernel, program \(0, 0, 0\): load at byte \+252 .*x_ptr"
+    ):
         metered(lambda x: copy(x[:-1], n=BLOCK, masked=False), x)
     with pytest.raises(OutOfBounds, match=r"store at byte \+252 \(element \+63\) of out_ptr"):
         metered(lambda x: copy(x, n=BLOCK - 1, masked=False), x)

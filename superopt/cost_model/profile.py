@@ -1,0 +1,65 @@
+"""Machine facts, one JSON file a GPU, each figure with its source (datasheet, paper or measured)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from superopt.errors import UsageError
+
+_FOLDER = Path(__file__).parent / "profiles"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A GPU. Bandwidths in bytes/s, rates in operations/s, times in s, sizes in bytes."""
+
+    name: str
+    arch: str
+    kind: str  # datasheet or measured
+    multiprocessors: float
+    clock_ghz: float
+    dram_bytes_per_s: float
+    dram_bytes: float
+    l2_bytes: float
+    l2_bytes_per_s: float
+    dram_latency_s: float
+    dot_f16: float
+    dot_bf16: float
+    dot_tf32: float
+    dot_f32: float
+    dot_f64: float
+    scalar_per_s: float
+    special_per_s: float
+    registers_per_multiprocessor: float
+    shared_bytes_per_multiprocessor: float
+    shared_bytes_per_program: float
+    warps_per_multiprocessor: float
+    programs_per_multiprocessor: float
+    launch_s: float
+    wgmma_rows: float
+    mma_sync_fraction: float
+
+    def scaled(self, **factors: float) -> Profile:
+        """The same machine with some facts multiplied: `scaled(launch_s=100)`."""
+        return replace(self, **{k: getattr(self, k) * v for k, v in factors.items()})
+
+    def dot_rate(self, dtype: str) -> float:
+        """Dense matrix-product operations/s for operands of an element type."""
+        return float(getattr(self, f"dot_{dtype}", self.scalar_per_s))
+
+
+def targets() -> list[str]:
+    return sorted(p.stem for p in _FOLDER.glob("*.json"))
+
+
+@cache
+def load_profile(target: str) -> Profile:
+    path = _FOLDER / f"{target}.json"
+    if not path.exists():
+        raise UsageError(f"unknown target {target!r}; known: {', '.join(targets())}")
+    data = json.loads(path.read_text())
+    facts = {name: row["value"] for name, row in data["facts"].items()}
+    return Profile(name=data["name"], arch=data["arch"], kind=data["kind"], **facts)

@@ -1,0 +1,176 @@
+"""What each tile value of a branch looks like: the order of its dimensions, its masks, its users.
+
+Every value has one order. Dots ask for (m, k) and (k, n), stores for the order of their axes, and
+elementwise operators pass an order on to their operands, so that transposes appear only where a
+value is asked for in two orders.
+"""
+
+from __future__ import annotations
+
+from superopt.mugraph.expr import Axis, Expr, is_const
+from superopt.mugraph.index import at_least_zero, divides
+from superopt.mugraph.ops import OPS
+from superopt.mugraph.program import Branch, Config, Store
+from superopt.mugraph.schedule import Item, Loop, Write, schedule
+from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of, tile_axes
+
+Order = tuple[Axis, ...]
+HARD, PLAIN, SOFT = 0, 1, 2  # how much a user minds the order: a dot, a store, a reduction
+
+
+class Tiles:
+    """The plan of one branch. `configs` are all that its text must serve."""
+
+    def __init__(self, branch: Branch, configs: tuple[Config, ...]) -> None:
+        self.branch = branch
+        self.items = schedule(branch)
+        self.dots: dict[Expr, Dot] = {}
+        self.sorted = self._toposort()
+        self.masked = {a for a in branch.axes if self._needs_mask(a, configs)}
+        self.uses = self._count_uses()
+        self.scopes: dict[Expr | Store, tuple[Axis, ...]] = {}
+        self._note_scopes(self.items, ())
+        self.order = self._orders()
+
+    # -- structure ------------------------------------------------------------------------------
+
+    def reads(self, node: Expr) -> list[Expr]:
+        """The values that a node is made of, below casts that change nothing."""
+        dot = self.dots.get(node)
+        if dot is not None:
+            return [dot.a, dot.b]
+        return [core(a) for a in node.args]
+
+    def _toposort(self) -> list[Expr]:
+        order: dict[Expr, None] = {}
+        roots = [core(r) for s in self.branch.stores for r in (*s.indices, s.value)]
+        stack = [(r, False) for r in reversed(roots)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                order[node] = None
+            elif node not in order:
+                dot = dot_of(self.branch, node)
+                if dot is not None:
+                    self.dots[node] = dot
+                stack.append((node, True))
+                stack.extend((a, False) for a in reversed(self.reads(node)))
+        return list(order)
+
+    def _count_uses(self) -> dict[Expr, int]:
+        """How often a value stands in its users' text."""
+        uses = dict.fromkeys(self.sorted, 0)
+        for s in self.branch.stores:
+            for root in (*s.indices, s.value):
+                uses[core(root)] += 1
+        for node in self.sorted:
+            row = OPS.get(node.op)
+            for position, a in enumerate(self.reads(node)):
+                uses[a] += row.triton.count(f"{{{position}}}") if row else 1
+        return uses
+
+    def _note_scopes(self, items: tuple[Item, ...], scope: tuple[Axis, ...]) -> None:
+        """The loops around each value; a looped reduction's operands are used inside its loop."""
+        for item in items:
+            if isinstance(item, Loop):
+                self.scopes.update(dict.fromkeys(item.reductions, scope))
+                self._note_scopes(item.body, (*scope, item.axis))
+            elif isinstance(item, Write):
+                self.scopes[item.store] = scope
+            else:
+                self.scopes[item.value] = scope
+
+    # -- masks ----------------------------------------------------------------------------------
+
+    def _needs_mask(self, a: Axis, configs: tuple[Config, ...]) -> bool:
+        role = self.branch.role(a)
+        if role == "program":
+            return False
+        if role == "whole":
+            return not is_const(a.extent) or a.extent.attr != self.whole_tile(a, a.extent.attr)
+        return not all(divides(c.by_name[a.name], a.extent) for c in configs)
+
+    def whole_tile(self, a: Axis, extent: int) -> int:
+        """The tile of an axis held whole: the next power of two, at least what a dot takes."""
+        least = MIN_TILE if a in self.dot_axes() else 1
+        return max(least, 1 << max(extent - 1, 0).bit_length())
+
+    def dot_axes(self) -> set[Axis]:
+        return {a for d in self.dots.values() for a in (d.m, d.n, d.k)}
+
+    def zero_outside(self, e: Expr, axis: Axis) -> bool:
+        """Whether a value is exactly 0 in lanes beyond the axis's extent."""
+        e = core(e)
+        if e.op == "load":
+            return axis in e.free
+        if e.op == "const":
+            return not e.attr
+        if e.op == "mul":
+            a, b = e.args
+            both = self.zero_outside(a, axis) and self.zero_outside(b, axis)
+            return both or any(
+                self.zero_outside(x, axis) and _finite(y) for x, y in ((a, b), (b, a))
+            )
+        row = OPS.get(e.op)
+        if e.op == "where":
+            return all(self.zero_outside(a, axis) for a in e.args[1:])
+        if e.op == "cast" or (row is not None and row.keeps_zero):
+            return all(self.zero_outside(a, axis) for a in e.args)
+        return False
+
+    # -- orders ---------------------------------------------------------------------------------
+
+    def tile(self, e: Expr) -> frozenset[Axis]:
+        return tile_axes(self.branch, e)
+
+    def restrict(self, order: Order, e: Expr) -> Order:
+        own = self.tile(e)
+        return tuple(a for a in order if a in own)
+
+    def _orders(self) -> dict[Expr, Order]:
+        asked: dict[Expr, list[tuple[int, Order]]] = {e: [] for e in self.sorted}
+        for s in self.branch.stores:
+            for root in (*s.indices, s.value):
+                value = core(root)
+                asked[value].append((PLAIN, self.restrict(s.axes, value)))
+        order: dict[Expr, Order] = {}
+        for node in reversed(self.sorted):
+            best = min(asked[node], key=lambda ask: ask[0], default=(SOFT, ()))[1]
+            order[node] = self._dot_order(node, best)
+            for a, ask in self._asks(node, order[node]):
+                asked[a].append(ask)
+        return order
+
+    def _dot_order(self, node: Expr, order: Order) -> Order:
+        dot = self.dots.get(node)
+        if dot is None or dot.batch is None:
+            return order
+        return (dot.batch, *(a for a in order if a is not dot.batch))
+
+    def _asks(self, node: Expr, order: Order) -> list[tuple[Expr, tuple[int, Order]]]:
+        if node in self.dots:
+            return [(a, (HARD, o)) for a, o in self.dot_operands(node, order)]
+        if node.op == "reduce":
+            body = core(node.args[0])
+            return [(body, (SOFT, self.restrict(order + node.attr.axes, body)))]
+        return [(a, (PLAIN, self.restrict(order, a))) for a in self.reads(node)]
+
+    def dot_operands(self, node: Expr, order: Order) -> list[tuple[Expr, Order]]:
+        """A dot's operands with the orders they are needed in, the left one first."""
+        dot = self.dots[node]
+        batch, (rows, columns) = order[:-2], order[-2:]
+        left, right = (dot.a, dot.b) if rows == dot.m else (dot.b, dot.a)
+        return [(left, (*batch, rows, dot.k)), (right, (*batch, dot.k, columns))]
+
+
+def _finite(e: Expr) -> bool:
+    e = core(e)
+    if e.op == "const":
+        return abs(e.attr) < float("inf")
+    return e.dtype in ("index", "bool") or (e.op == "cast" and _finite(e.args[0]))
+
+
+def plain_division(e: Expr) -> bool:
+    """Whether rounding down and truncating agree: the dividend is never negative."""
+    return e.dtype == "index" and at_least_zero(e.args[0])
+

@@ -1,0 +1,76 @@
+"""The thread graph: which reductions run on tensor cores, and in what shape.
+
+`sum[k] a[i, k] * b[k, j]` is a dot where its operands are tiles of two dimensions (three with a
+batch axis). The emitter and the cost model both ask here, so that they agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from superopt.mugraph.dtypes import DTYPES, accumulator, is_float
+from superopt.mugraph.expr import Axis, Expr
+from superopt.mugraph.program import Branch
+
+MIN_TILE = 16  # the least extent of a dot's tile along each of its axes
+
+
+@dataclass(frozen=True)
+class Dot:
+    """sum[k] a[batch, m, k] * b[batch, k, n], multiplied in element type `operand`."""
+
+    a: Expr
+    b: Expr
+    m: Axis
+    n: Axis
+    k: Axis
+    batch: Axis | None
+    operand: str
+
+
+def core(e: Expr) -> Expr:
+    """The value below casts that do not change the type it is computed in.
+
+    >>> core(cast(cast(x_f16, "f32"), "f16"))         # x_f16
+    """
+    while e.op == "cast" and _same_accumulator(e.args[0].dtype, e.dtype):
+        e = e.args[0]
+    return e
+
+
+def _same_accumulator(a: str, b: str) -> bool:
+    return is_float(a) and is_float(b) and accumulator(a) == accumulator(b)
+
+
+def tile_axes(branch: Branch, e: Expr) -> frozenset[Axis]:
+    """The axes along which a value is an array within one program."""
+    return frozenset(a for a in e.free if branch.role(a) != "program")
+
+
+def dot_of(branch: Branch, node: Expr) -> Dot | None:
+    """The dot that a reduce node is, or None where it is a product and a sum of their own.
+
+    A dot is a float sum over one axis of a product whose factors each have exactly one tile axis
+    that the other has not; at most one further axis is shared (the batch).
+    """
+    if node.op != "reduce" or node.attr.monoid != "sum" or len(node.attr.axes) != 1:
+        return None
+    if not is_float(node.dtype) or accumulator(node.dtype) == "f64":
+        return None
+    body, (k,) = core(node.args[0]), node.attr.axes
+    if body.op != "mul":
+        return None
+    a, b = (core(x) for x in body.args)
+    in_a, in_b = tile_axes(branch, a), tile_axes(branch, b)
+    shared = (in_a & in_b) - {k}
+    if k not in in_a & in_b or len(in_a - in_b) != 1 or len(in_b - in_a) != 1 or len(shared) > 1:
+        return None
+    (m,), (n,) = in_a - in_b, in_b - in_a
+    return Dot(a, b, m, n, k, next(iter(shared), None), _operand(node, a, b))
+
+
+def _operand(node: Expr, a: Expr, b: Expr) -> str:
+    if node.attr.operand is not None:
+        return str(node.attr.operand)
+    halves = a.op == b.op == "load" and a.dtype == b.dtype and DTYPES[a.dtype].bytes == 2
+    return a.dtype if halves else "f32"

@@ -1,0 +1,273 @@
+"""Tile terms, enumerated bottom-up from the saturated e-graph.
+
+For given grid axes, every class gets its few cheapest terms: each e-node says how terms of its children
+make a term of its class (the guide: nothing outside the program's own classes is built). A term is
+an expression; its cost is the work of the whole launch, counted over its DAG, recomputation by programs
+that do not differ in it included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from superopt.mugraph import index as ix
+from superopt.mugraph.dtypes import DTYPES, is_float
+from superopt.mugraph.expr import Axis, Expr, cast, const, op, reduce, toposort
+from superopt.mugraph.ops import OPS
+from superopt.search.egraph import EGraph, ENode
+
+KEEP = 3  # terms kept a class
+Volume = Callable[[frozenset[Axis]], float]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Seconds a byte loaded, a scalar operation, a tensor-core flop: the machine's balance."""
+
+    byte: float
+    scalar: float
+    tensor: float
+
+
+@dataclass
+class Counts:
+    """What an enumeration did; summed into the report."""
+
+    built: int = 0
+    kept: int = 0
+    duplicate: int = 0
+    dominated: int = 0
+    pruned: int = 0
+
+    def add(self, other: Counts) -> None:
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def contraction(e: Expr) -> tuple[Expr, Expr] | None:
+    """The operands of a sum of a product whose factors each vary along an axis that the other lacks."""
+    if e.op != "reduce" or e.attr.monoid != "sum" or len(e.attr.axes) != 1:
+        return None
+    body = e.args[0]
+    while body.op == "cast" and is_float(body.args[0].dtype):
+        body = body.args[0]
+    if body.op != "mul" or e.dtype not in ("f32", "f16", "bf16"):
+        return None
+    a, b = body.args
+    bound = set(e.attr.axes)
+    if not (bound <= a.free and bound <= b.free) or not a.free - b.free or not b.free - a.free:
+        return None
+    return a, b
+
+
+class Coster:
+    """The cost of terms for one choice of grid axes."""
+
+    def __init__(self, volume: Volume, weights: Weights) -> None:
+        self.volume = volume
+        self.weights = weights
+        self.own: dict[Expr, float] = {}
+        self.total: dict[Expr, float] = {}
+
+    def node(self, e: Expr) -> float:
+        cost = self.own.get(e)
+        if cost is None:
+            cost = self.own[e] = self._node(e)
+        return cost
+
+    def _node(self, e: Expr) -> float:
+        w = self.weights
+        if e.op in ("const", "sym", "axis"):
+            return 0.0
+        if e.op == "load":
+            return self.volume(e.free) * max(DTYPES[e.dtype].bytes, 1) * w.byte
+        if e.op == "cast":
+            return 0.0
+        if e.op == "reduce":
+            inner = e.args[0].free | frozenset(e.attr.axes)
+            if contraction(e) is not None:
+                return self.volume(inner) * (2 * w.tensor - w.scalar)  # its product is not separate
+            return self.volume(inner) * w.scalar
+        if e.dtype == "index":
+            return 0.0
+        return self.volume(e.free) * OPS[e.op].cost * w.scalar
+
+    def __call__(self, e: Expr) -> float:
+        cost = self.total.get(e)
+        if cost is None:
+            cost = self.total[e] = sum(self.node(n) for n in toposort(e))
+        return cost
+
+
+@dataclass
+class Extractor:
+    """Terms of the classes, cheapest first. `given`: classes that are loaded from temporaries."""
+
+    graph: EGraph
+    cost: Coster
+    given: Mapping[int, Expr]
+    counts: Counts = field(default_factory=Counts)
+    terms: dict[int, list[Expr]] = field(default_factory=dict)
+
+    def run(self, targets: list[int], rounds: int = 24) -> None:
+        """Enumerate until no class's terms change; only classes below the targets."""
+        classes = self._below(targets)
+        for c in classes:
+            if c in self.given:
+                self.terms[c] = [self.given[c]]
+        for _ in range(rounds):
+            changed = False
+            for c in classes:
+                if c not in self.given:
+                    changed |= self._class(c)
+            if not changed:
+                return
+
+    def _below(self, targets: list[int]) -> list[int]:
+        g = self.graph
+        order: list[int] = []
+        seen: set[int] = set()
+        stack = [(g.find(t), False) for t in reversed(targets)]
+        while stack:
+            c, done = stack.pop()
+            if done:
+                order.append(c)
+            elif c not in seen:
+                seen.add(c)
+                stack.append((c, True))
+                if c in self.given:
+                    continue
+                for n in g.classes[c].nodes:
+                    stack.extend((g.find(k), False) for k in n.children if g.find(k) not in seen)
+        return order
+
+    def _class(self, c: int) -> bool:
+        known = self.terms.setdefault(c, [])
+        found = dict.fromkeys(known)
+        for n in self.graph.classes[c].nodes:
+            for term in self._node(n, self.graph.classes[c].dtype):
+                self.counts.built += 1
+                if term in found:
+                    self.counts.duplicate += 1
+                else:
+                    found[term] = None
+        best = sorted(found, key=lambda t: (self.cost(t), t.size, t.digest))[:KEEP]
+        if best == known:
+            return False
+        self.counts.dominated += len(found) - len(best)
+        self.counts.kept += len(best)
+        self.terms[c] = best
+        return True
+
+    def _choices(self, children: tuple[int, ...]) -> Iterator[tuple[Expr, ...]]:
+        """The children's best terms; then with one child's next best at a time."""
+        fronts = [self.terms.get(self.graph.find(k), []) for k in children]
+        if any(not f for f in fronts):
+            return
+        base = tuple(f[0] for f in fronts)
+        yield base
+        for position, f in enumerate(fronts):
+            for other in f[1:]:
+                yield (*base[:position], other, *base[position + 1 :])
+
+    def _node(self, n: ENode, dtype: str) -> Iterator[Expr]:
+        if n.op == "leaf":
+            e: Expr = n.attr
+            yield cast(e, dtype) if is_float(e.dtype) else e
+        elif n.op == "reduce":
+            yield from self._reduce(n, dtype)
+        else:
+            for kids in self._choices(n.children):
+                yield self._apply(n, kids, dtype)
+
+    def _apply(self, n: ENode, kids: tuple[Expr, ...], dtype: str) -> Expr:
+        if n.op == "*":
+            return self._product(n.attr, kids, dtype)
+        if n.op == "+":
+            return self._sum(n.attr, kids, dtype)
+        if n.op == "inverse":
+            return op("div", const(1.0, dtype), kids[0])
+        if n.op == "cast":
+            return cast(kids[0], n.attr)
+        return op(n.op, *kids)
+
+    def _product(self, scale: float, factors: tuple[Expr, ...], dtype: str) -> Expr:
+        """Small factors first, so that broadcasts come late; a lone inverse divides."""
+        ordered = sorted(factors, key=lambda f: (self.cost.volume(f.free), f.size, f.digest))
+        if scale != 1.0 and ordered[0].op == "div" and ordered[0].args[0].op == "const":
+            top, bottom = ordered[0].args
+            ordered[0] = op("div", const(top.attr * scale, dtype), bottom)
+            scale = 1.0
+        inverses = [f for f in ordered if f.op == "div" and f.args[0] is const(1.0, dtype)]
+        last = ordered[-1] if inverses and ordered[-1] is inverses[-1] and len(ordered) > 1 else None
+        if last is not None:  # a * (1 / b) -> a / b, where b varies as much as the product
+            ordered = ordered[:-1]
+        result = ordered[0]
+        if scale == -1.0:
+            result = op("neg", result)
+        elif scale != 1.0:
+            result = op("mul", result, const(scale, dtype))
+        for f in ordered[1:]:
+            result = op("square", f) if f is result and len(ordered) == 2 else op("mul", result, f)
+        return op("div", result, last.args[1]) if last is not None else result
+
+    def _sum(self, constant: float, terms: tuple[Expr, ...], dtype: str) -> Expr:
+        def negated(t: Expr) -> Expr | None:
+            if t.op == "neg":
+                return t.args[0]
+            if t.op == "mul" and t.args[1].op == "neg":
+                return op("mul", t.args[0], t.args[1].args[0])
+            if t.op == "mul" and t.args[0].op == "neg":
+                return op("mul", t.args[0].args[0], t.args[1])
+            return None
+
+        ordered = sorted(terms, key=lambda t: (negated(t) is not None, t.size, t.digest))
+        result = ordered[0]
+        for t in ordered[1:]:
+            minus = negated(t)
+            result = op("sub", result, minus) if minus is not None else op("add", result, t)
+        if constant < 0:
+            return op("sub", result, const(-constant, dtype))
+        return op("add", result, const(constant, dtype)) if constant else result
+
+    def _reduce(self, n: ENode, dtype: str) -> Iterator[Expr]:
+        body = self.graph.find(n.children[0])
+        monoid, axes, operand = n.attr.monoid, n.attr.axes, n.attr.operand
+        if monoid == "sum" and is_float(dtype) and len(axes) == 1:
+            for product in [m for m in self.graph.classes[body].nodes if m.op == "*"]:
+                for kids in self._choices(product.children):
+                    for a, b in self._sides(kids, axes[0]):
+                        left = self._product(product.attr, a, dtype)
+                        dot = op("mul", left, self._product(1.0, b, dtype))
+                        yield reduce(monoid, axes, dot, operand)
+        for term in self.terms.get(body, []):
+            yield reduce(monoid, axes, term, operand)
+
+    def _sides(
+        self, factors: tuple[Expr, ...], k: Axis
+    ) -> Iterator[tuple[tuple[Expr, ...], tuple[Expr, ...]]]:
+        """Ways to split a product under a sum into two dot operands.
+
+        Factors that vary along another axis than k stand on the side of that axis; those that vary
+        along k alone go to either side as a whole (x*g @ w, or x @ g*w).
+        """
+        if any(k not in f.free for f in factors):
+            return
+        wide = [f for f in factors if f.free - {k}]
+        narrow = tuple(f for f in factors if not f.free - {k})
+        for anchor in dict.fromkeys(frozenset(f.free) for f in wide):
+            left = tuple(f for f in wide if f.free <= anchor)
+            right = tuple(f for f in wide if not f.free <= anchor)
+            if not left or not right:
+                continue
+            right_free = frozenset().union(*(f.free for f in right))
+            if not anchor - right_free or not right_free - anchor:
+                continue
+            yield (*left, *narrow), right
+            if narrow:
+                yield left, (*right, *narrow)
+
+
+def extent_at(e: Expr, sizes: Mapping[str, int]) -> int:
+    return ix.value(e, dict(sizes))

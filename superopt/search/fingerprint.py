@@ -1,0 +1,117 @@
+"""Fingerprints: what makes two terms observationally equal, without looking at real extents.
+
+Every axis, whatever its extent, is sampled at a few index values; a load is a pseudo-random function of
+its tensor and indices; a reduction runs over the sampled values only. What holds of terms for all
+extents holds of their samples, so equal terms have equal fingerprints; different ones differ with
+high probability (float64, rounded to 9 digits). Nothing is trusted on this evidence alone: the kernel
+that is kept is checked against the program at real extents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from superopt.mugraph.dtypes import DTYPES
+from superopt.mugraph.expr import Axis, Expr, toposort
+from superopt.mugraph.ops import MONOIDS, OPS
+
+POINTS = 3
+Array = np.ndarray[Any, Any]
+
+
+def _seed(*parts: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+
+
+class Fingerprints:
+    """Values of terms at sampled axis points; equal keys mean observationally equal terms."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.values: dict[Expr, Array] = {}
+        self.names: dict[str, int] = {}  # axis name -> its dimension, shared by all arrays
+
+    def points(self, a: Axis) -> Array:
+        high = a.extent.attr if a.extent.op == "const" else 1 << 20
+        rng = np.random.default_rng(_seed(self.seed, "axis", a.name))
+        return rng.integers(0, high, POINTS) if high >= POINTS else np.arange(POINTS) % max(high, 1)
+
+    def value(self, root: Expr) -> Array:
+        """An array over all axis names known so far; size 1 where the term does not vary."""
+        for node in toposort(root):
+            if node not in self.values:
+                with np.errstate(all="ignore"):
+                    self.values[node] = self._node(node)
+        return self.values[root]
+
+    def key(self, root: Expr) -> bytes:
+        """Equal for terms of equal value, free axes and kind."""
+        v = np.asarray(self.value(root))
+        dims = tuple(sorted(a.name for a in root.free))
+        if DTYPES[root.dtype].kind == "float":
+            v = v.astype(np.float64)
+            scale = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(v), 1e-300))) - 8)
+            with np.errstate(all="ignore"):
+                v = np.where(np.isfinite(v), np.round(v / scale) * scale, v) + 0.0
+        shape = tuple((n, s) for n, s in enumerate(v.shape) if s > 1)
+        return repr((dims, shape, DTYPES[root.dtype].kind)).encode() + np.ascontiguousarray(v).tobytes()
+
+    def _dim(self, name: str) -> int:
+        return self.names.setdefault(name, len(self.names))
+
+    def _node(self, node: Expr) -> Array:
+        match node.op:
+            case "const":
+                return np.asarray(node.attr)
+            case "sym":
+                return np.asarray(_seed(self.seed, "sym", node.attr.name) % 9973 + 7)
+            case "axis":
+                dim = self._dim(node.attr.name)
+                return self.points(node.attr).reshape([-1] + [1] * dim)
+            case "load":
+                return self._load(node)
+            case "cast":
+                return self._cast(self.values[node.args[0]], node)
+            case "reduce":
+                return self._reduce(node)
+        return np.asarray(OPS[node.op].numpy(*(self.values[a] for a in node.args)))
+
+    def _cast(self, v: Array, node: Expr) -> Array:
+        kind = DTYPES[node.dtype].kind
+        if kind == "float":
+            return v.astype(np.float64)
+        if kind == "bool":
+            return v != 0
+        return np.nan_to_num(np.trunc(v), posinf=2.0**40, neginf=-(2.0**40)).astype(np.int64)
+
+    def _load(self, node: Expr) -> Array:
+        state = np.asarray(_seed(self.seed, "tensor", node.attr.name) & 0x7FFFFFFF, np.int64)
+        for e in node.args[:-1]:
+            state = (state * 1000003 + self.values[e].astype(np.int64) * 7919 + 12345) & 0x7FFFFFFF
+            state = (state ^ (state >> 13)) * 1274126177 & 0x7FFFFFFF
+        kind = DTYPES[node.attr.dtype].kind
+        if kind == "bool":
+            v = (state >> 7) & 1 == 1
+        elif kind == "int":
+            v = (state >> 7) % 5
+        else:
+            unit = (state % 100003) / 100003.0
+            v = np.where(unit < 0.4, -0.3 - unit, 0.3 + unit)
+        return np.where(self.values[node.args[-1]].astype(bool), v, np.zeros((), v.dtype))
+
+    def _reduce(self, node: Expr) -> Array:
+        v = np.asarray(self.values[node.args[0]])
+        row = MONOIDS[node.attr.monoid]
+        for a in node.attr.axes:
+            position = v.ndim - 1 - self._dim(a.name)
+            if position < 0 or v.shape[position] == 1:  # the body does not vary along the axis
+                if node.attr.monoid == "sum":
+                    v = v * float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
+                elif node.attr.monoid == "prod":
+                    v = v ** float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
+                continue
+            v = row.numpy.reduce(v, axis=position, keepdims=True)
+        return v

@@ -1,0 +1,206 @@
+"""The algebra: rules that saturate the e-graph around reductions, a row each.
+
+Each row has a name, what it rewrites to what, its precondition, and a function that yields classes
+equal to the one in which it was found. All hold over the reals extended by infinities where both
+sides are defined; casts between floats are hints (see `egraph`). At most three operators stand on a left side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from superopt.mugraph.expr import Axis, cast
+from superopt.mugraph.index import mul as index_mul
+from superopt.search.egraph import EGraph, ENode
+
+Apply = Callable[[EGraph, int, ENode], Iterator[int]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`apply(graph, class, node)` yields classes equal to `class`, in which `node` was found."""
+
+    name: str
+    rewrite: str
+    when: str
+    apply: Apply
+
+
+def _products(g: EGraph, c: int) -> list[ENode]:
+    """The class's product forms; a class without one is the product of itself."""
+    found = [n for n in g[c].nodes if n.op == "*"]
+    return found or [ENode("*", 1.0, (g.find(c),))]
+
+
+def _sums(g: EGraph, n: ENode) -> Iterator[tuple[tuple[Axis, ...], ENode]]:
+    if n.op == "reduce" and n.attr.monoid == "sum":
+        for body in _products(g, n.children[0]):
+            yield n.attr.axes, body
+
+
+def _extent(g: EGraph, axes: tuple[Axis, ...], dtype: str) -> int:
+    count = axes[0].extent
+    for a in axes[1:]:
+        count = index_mul(count, a.extent)
+    return g.add(ENode("leaf", cast(count, dtype), ()), dtype)
+
+
+def _factor_leaves_sum(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    for axes, body in _sums(g, n):
+        dtype = g[c].dtype
+        outside = [f for f in body.children if not g[f].free & set(axes)]
+        inside = [f for f in body.children if g[f].free & set(axes)]
+        if not outside and body.attr == 1.0:
+            continue
+        if inside:
+            rest = g.reduction(n.attr, axes, g.product(1.0, inside, dtype))
+        else:
+            rest = _extent(g, axes, dtype)
+        yield g.product(body.attr, [*outside, rest], dtype)
+
+
+def _sum_nests(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    for axes, body in _sums(g, n):
+        for a in axes if len(axes) > 1 else ():
+            outside = [f for f in body.children if a not in g[f].free]
+            inside = [f for f in body.children if a in g[f].free]
+            if not outside or not inside:
+                continue
+            inner = g.reduction(n.attr, (a,), g.product(1.0, inside, g[c].dtype))
+            others = tuple(b for b in axes if b != a)
+            yield g.reduction(n.attr, others, g.product(body.attr, [*outside, inner], g[c].dtype))
+
+
+def _sums_exchange(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    for axes, body in _sums(g, n):
+        for position, factor in enumerate(body.children):
+            others = [f for i, f in enumerate(body.children) if i != position]
+            taken = frozenset(axes).union(*(g[f].free for f in others))
+            for inner in [m for m in g[factor].nodes if m.op == "reduce"]:
+                if inner.attr.monoid != "sum" or taken & set(inner.attr.axes) or not others:
+                    continue
+                for product in _products(g, inner.children[0]):
+                    stay = [f for f in product.children if not g[f].free & set(axes)]
+                    move = [f for f in product.children if g[f].free & set(axes)]
+                    if not stay or not move:
+                        continue
+                    scale = body.attr * product.attr
+                    new = g.reduction(n.attr, axes, g.product(scale, [*others, *move], g[c].dtype))
+                    yield g.reduction(
+                        inner.attr, inner.attr.axes, g.product(1.0, [*stay, new], g[c].dtype)
+                    )
+
+
+def _sum_distributes(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    for axes, body in _sums(g, n):
+        for position, factor in enumerate(body.children):
+            others = [f for i, f in enumerate(body.children) if i != position]
+            for plus in [m for m in g[factor].nodes if m.op == "+"]:
+                if len(plus.children) + bool(plus.attr) > 3 or g[c].dtype not in ("f32", "f64"):
+                    continue
+                terms = [g.product(body.attr, [*others, t], g[c].dtype) for t in plus.children]
+                if plus.attr:
+                    terms.append(g.product(body.attr * plus.attr, others, g[c].dtype))
+                sums = [g.reduction(n.attr, axes, t) for t in terms]
+                yield g.total(0.0, sums, g[c].dtype)
+
+
+def _extreme_shifts(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    if n.op != "reduce" or n.attr.monoid not in ("max", "min"):
+        return
+    for plus in [m for m in g[n.children[0]].nodes if m.op == "+"]:
+        outside = [t for t in plus.children if not g[t].free & set(n.attr.axes)]
+        inside = [t for t in plus.children if g[t].free & set(n.attr.axes)]
+        if inside and (outside or plus.attr):
+            rest = g.reduction(n.attr, n.attr.axes, g.total(0.0, inside, g[c].dtype))
+            yield g.total(plus.attr, [*outside, rest], g[c].dtype)
+
+
+def _extreme_scales(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    if n.op != "reduce" or n.attr.monoid not in ("max", "min"):
+        return
+    for product in [m for m in g[n.children[0]].nodes if m.op == "*"]:
+        if product.attr > 0 and product.attr != 1.0:
+            body = g.product(1.0, list(product.children), g[c].dtype)
+            rest = g.reduction(n.attr, n.attr.axes, body)
+            yield g.product(product.attr, [rest], g[c].dtype)
+
+
+def _inverse_of_product(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    if n.op != "inverse":
+        return
+    for product in [m for m in g[n.children[0]].nodes if m.op == "*"]:
+        if product.attr and len(product.children) < 4:
+            parts = [g.inverse(f, g[c].dtype) for f in product.children]
+            yield g.product(1.0 / product.attr, parts, g[c].dtype)
+
+
+def _inverse_of_root(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    if n.op == "inverse":
+        for root in [m for m in g[n.children[0]].nodes if m.op == "sqrt"]:
+            yield g.add(ENode("rsqrt", root.attr, root.children), g[c].dtype)
+
+
+def _product_flattens(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    if n.op != "*" or len(n.children) > 6:
+        return
+    for position, factor in enumerate(n.children):
+        others = [f for i, f in enumerate(n.children) if i != position]
+        for product in [m for m in g[factor].nodes if m.op == "*"]:
+            children = tuple(sorted([*others, *product.children]))
+            if len(children) <= 8:
+                yield g.add(ENode("*", n.attr * product.attr, children), g[c].dtype)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("factor-leaves-sum", "sum[k] c*e -> c * sum[k] e", "c does not vary along k",
+         _factor_leaves_sum),
+    Rule("sum-nests", "sum[j,k] a*b -> sum[j] a * sum[k] b", "a does not vary along k", _sum_nests),
+    Rule("sums-exchange", "sum[k] c * sum[j] a*b -> sum[j] a * sum[k] c*b",
+         "a does not vary along k, c not along j", _sums_exchange),
+    Rule("sum-distributes", "sum[k] c*(a+b) -> sum[k] c*a + sum[k] c*b", "all sums are finite",
+         _sum_distributes),
+    Rule("extreme-shifts", "max[k] c+e -> c + max[k] e", "c does not vary along k; c finite",
+         _extreme_shifts),
+    Rule("extreme-scales", "max[k] c*e -> c * max[k] e", "c is a positive constant", _extreme_scales),
+    Rule("inverse-of-product", "1/(a*b) -> 1/a * 1/b", "a and b not 0 with infinity", _inverse_of_product),
+    Rule("inverse-of-root", "1/sqrt(a) -> rsqrt(a)", "none", _inverse_of_root),
+    Rule("product-flattens", "a*(b*c) -> a*b*c", "none", _product_flattens),
+)  # fmt: skip
+
+
+@dataclass
+class Saturation:
+    """How a saturation ended: 'saturated' or 'node limit', after so many rounds, with counts by rule."""
+
+    stop_reason: str
+    rounds: int
+    nodes: int
+    classes: int
+    applied: dict[str, int]
+
+
+def saturate(g: EGraph, node_limit: int = 4000, round_limit: int = 12) -> Saturation:
+    """Apply all rules until nothing new is found or a limit is met."""
+    applied = {r.name: 0 for r in RULES}
+    reason, rounds = "round limit", 0
+    for rounds in range(1, round_limit + 1):
+        changed = False
+        for c in sorted(g.classes):
+            if c not in g.classes or g.size > node_limit:
+                continue
+            for n in list(g.classes[c].nodes):
+                for rule in RULES:
+                    for new in list(rule.apply(g, g.find(c), n)):
+                        if g.union(c, new):
+                            applied[rule.name] += 1
+                            changed = True
+        g.rebuild()
+        if g.size > node_limit:
+            reason = "node limit"
+            break
+        if not changed:
+            reason = "saturated"
+            break
+    return Saturation(reason, rounds, g.size, len(g.classes), applied)
