@@ -25,6 +25,7 @@ class Profile:
     dram_bytes: float
     l2_bytes: float
     l2_bytes_per_s: float
+    multiprocessor_bytes_per_s: float
     dram_latency_s: float
     dot_f16: float
     dot_bf16: float

@@ -168,9 +168,7 @@ class Evaluator:
         body = np.broadcast_to(self._align(node.args[0], axes, inside), shape)
         return self.arithmetic.reduce(node, body, len(bound))
 
-    def _einsum(
-        self, node: Expr, factors: list[Expr], axes: tuple[Axis, ...], inside: At
-    ) -> Array:
+    def _einsum(self, node: Expr, factors: list[Expr], axes: tuple[Axis, ...], inside: At) -> Array:
         number = {a: n for n, a in enumerate(axes)}
         used: set[Axis] = set().union(*(f.free for f in factors))
         single = self.arithmetic.rounding and accumulator(node.dtype) == "f32"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from math import gcd
 
-from superopt.mugraph.expr import _INDEX, Expr, FALSE, TRUE, index, make, op
+from superopt.mugraph.expr import _INDEX, FALSE, TRUE, Expr, index, make, op, toposort
 
 Poly = dict[tuple[Expr, ...], int]
 
@@ -97,14 +97,14 @@ def mul(a: Expr, b: Expr) -> Expr:
 
 
 def _extreme(e: Expr, upper: bool) -> Poly | None:
-    """A polynomial in the symbols that bounds e from above (or below); None where unknown."""
+    """A polynomial in sizes that bounds e from above (or below); None where unknown."""
     total: Poly = {}
     for m, c in poly(e).items():
         term: Poly = {(): c}
         want_upper = upper == (c > 0)
         for atom in m:
             bound = _atom_extreme(atom, want_upper)
-            if bound is None or not nonnegative(_atom_extreme(atom, False)):
+            if bound is None or (len(m) > 1 and not nonnegative(_atom_extreme(atom, False))):
                 return None  # products of atoms of unknown sign are not bounded here
             term = _product(term, bound)
         total = _sum(total, term)
@@ -112,13 +112,19 @@ def _extreme(e: Expr, upper: bool) -> Poly | None:
 
 
 @cache
+def _is_size(e: Expr) -> bool:
+    """Whether e depends on symbols alone: no axes, no values from memory."""
+    return all(n.op in ("const", "sym", "add", "mul", "floordiv", "mod") for n in toposort(e))
+
+
+@cache
 def _atom_bound(atom: Expr, upper: bool) -> tuple[tuple[tuple[Expr, ...], int], ...] | None:
-    if atom.op == "sym":
+    if _is_size(atom):
         return (((atom,), 1),)
     if atom.op == "axis":
         high = _sum(poly(atom.attr.extent), {(): -1})
         return tuple(high.items()) if upper else ()
-    if atom.op == "mod":
+    if atom.op == "mod" and _is_size(atom.args[1]):
         high = _sum(poly(atom.args[1]), {(): -1})
         return tuple(high.items()) if upper else ()
     if atom.op == "floordiv":
@@ -126,11 +132,21 @@ def _atom_bound(atom: Expr, upper: bool) -> tuple[tuple[tuple[Expr, ...], int], 
         if inner is None:
             return None
         quotient = floordiv(from_poly(inner), atom.args[1])
-        return tuple(poly(quotient).items()) if _symbols_only(quotient) else None
+        return _poly_items(quotient) if _is_size(quotient) else None
     if atom.op == "cast" and atom.args[0].op == "load" and atom.args[0].attr.bounds is not None:
-        low, high_excluded = atom.args[0].attr.bounds
-        return tuple((_sum(poly(high_excluded), {(): -1}) if upper else poly(low)).items())
+        return _loaded_bound(atom.args[0], upper)
     return None
+
+
+def _loaded_bound(e: Expr, upper: bool) -> tuple[tuple[tuple[Expr, ...], int], ...] | None:
+    low, high_excluded = e.attr.bounds
+    bound = _sum(poly(high_excluded), {(): -1}) if upper else poly(low)
+    if e.args[-1] is TRUE:
+        return tuple(bound.items())
+    zero_inside = nonnegative(bound if upper else _sum({}, bound, -1))
+    if zero_inside:  # a load whose guard is false is zero
+        return tuple(bound.items())
+    return () if not upper and nonnegative(bound) else None
 
 
 def _atom_extreme(atom: Expr, upper: bool) -> Poly | None:
@@ -138,28 +154,42 @@ def _atom_extreme(atom: Expr, upper: bool) -> Poly | None:
     return None if items is None else dict(items)
 
 
-def _symbols_only(e: Expr) -> bool:
-    return all(a.op == "sym" for m in poly(e) for a in m)
+@cache
+def _interval(size: Expr) -> tuple[int, int]:
+    """The least and the largest value of a size over the ranges of its symbols, or beyond them."""
+    low = high = 0
+    for m, c in poly(size).items():
+        ends = [c, c]
+        for atom in m:
+            ends = [a * b for a in ends for b in _atom_interval(atom)]
+        low, high = low + min(ends), high + max(ends)
+    return low, high
+
+
+def _atom_interval(atom: Expr) -> tuple[int, int]:
+    if atom.op == "sym":
+        return atom.attr.low, atom.attr.high
+    whole, divisor = _interval(atom.args[0]), _interval(atom.args[1])
+    if atom.op == "mod":
+        return 0, max(divisor[1] - 1, 0)
+    ends = [a // b for a in whole for b in divisor if b > 0]
+    return min(ends, default=0), max(ends, default=0)
 
 
 def nonnegative(p: Poly | None) -> bool:
-    """Whether p >= 0 for all symbols in range: write each as low + t, t >= 0, and look at signs."""
+    """Whether p, over sizes, is >= 0 for all symbols in range.
+
+    Each size is its least value + t, t >= 0: signs decide. Else the ends of the ranges do.
+    """
     if p is None:
         return False
     shifted: Poly = {}
     for m, c in p.items():
         term: Poly = {(): c}
         for atom in m:
-            term = _product(term, {(atom,): 1, (): atom.attr.low} if atom.attr.low else {(atom,): 1})
+            term = _product(term, _sum({(atom,): 1}, {(): _interval(atom)[0]}))
         shifted = _sum(shifted, term)
-    if all(c >= 0 for c in shifted.values()):
-        return True
-    # a single bounded symbol: linear, so the ends decide
-    symbols = {a for m in p for a in m}
-    if len(symbols) == 1 and all(len(m) <= 1 for m in p):
-        s = next(iter(symbols))
-        return all(p.get((), 0) + p.get((s,), 0) * v >= 0 for v in (s.attr.low, s.attr.high))
-    return False
+    return all(c >= 0 for c in shifted.values()) or _interval(from_poly(p))[0] >= 0
 
 
 def at_least_zero(e: Expr) -> bool:

@@ -102,7 +102,9 @@ class _Memory:
         np.add.at(count, index, 1 if index else int(valid))
         if np.any(count + self.launch[name] > 1):
             first = tuple(int(i) for i in np.argwhere(count + self.launch[name] > 1)[0])
-            raise IllegalAccess(f"{where}: element {first} of {name} is stored twice in this launch")
+            raise IllegalAccess(
+                f"{where}: element {first} of {name} is stored twice in this launch"
+            )
         self.arrays[name][index] = value[valid] if index else value
         self.launch[name] |= count > 0
         self.written[name] |= count > 0
@@ -120,7 +122,9 @@ def _launch(kernel: Kernel, config: Config, memory: _Memory) -> None:
     stored = {s.tensor: None for s in kernel.stores}
     for node in loads(*(e for s in kernel.stores for e in (s.value, *s.indices))):
         if node.attr in stored:
-            raise IllFormed(f"{kernel.name}: {node.attr.name} is loaded by the launch that stores it")
+            raise IllFormed(
+                f"{kernel.name}: {node.attr.name} is loaded by the launch that stores it"
+            )
     for tensor in stored:
         memory.allocate(tensor)
     for branch in kernel.branches:

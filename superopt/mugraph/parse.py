@@ -16,7 +16,7 @@ from superopt.mugraph.text import INFIX, implied_dtype
 _TOKEN = re.compile(
     r"""\s*(?:(?P<value>%\d+)
     |(?P<number>\d+\.\d+(?:e[+-]?\d+)?|\d+e[+-]?\d+|\d+)
-    |(?P<name>(?:`[^`]*`|[^\W\d][\w.']*)(?:\#\d+)?)
+    |(?P<name>(?:`[^`]*`|[^\W\d]\w*(?:\.\w+)*)(?:\#\d+)?)
     |(?P<sign>\.\.<|\.\.|//|<<|>>|<=|>=|==|!=|[-+*/%<>&|^()\[\],:;=~]))""",
     re.VERBOSE,
 )
@@ -31,7 +31,8 @@ class ParseError(UsageError):
 
 
 def _name(token: str) -> str:
-    return token.rpartition("#")[0].strip("`") if "#" in token else token.strip("`")
+    """The name itself, without backquotes and without the number that tells it from another."""
+    return token.split("`")[1] if token.startswith("`") else token.split("#")[0]
 
 
 class _Line:

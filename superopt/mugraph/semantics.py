@@ -116,8 +116,9 @@ class Arithmetic:
     def _field_op(self, node: Expr, operands: Sequence[Array]) -> Any:
         if node.op == "where":
             return np.where(*operands)
-        if node.op == "pow" and node.args[1].op == "const" and float(node.args[1].attr).is_integer():
-            return _field_power(operands[0], int(node.args[1].attr))
+        right = node.args[-1]
+        if node.op == "pow" and right.op == "const" and float(right.attr).is_integer():
+            return _field_power(operands[0], int(right.attr))
         meaning = OPS[node.op].field
         if meaning is None:
             raise NoFieldMeaning(f"operator {node.op} has no exact meaning over a finite field")

@@ -20,7 +20,8 @@ operands, or is written after it: `exp(e):f64`. Where two things have one name, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Axis, Expr, Symbol, Tensor, toposort
@@ -50,6 +51,7 @@ INFIX = {
 TIGHT = 9  # binds as an atom
 RESERVED = frozenset({*MONOIDS, "true", "false", "inf", "nan", "if", "for", "in", "dot"})
 WIDTH = 60  # longer values get a line of their own
+SHORT = 12  # shared indices up to this length are written out where they are used
 
 Piece = tuple[str, int]  # text, how tightly it binds
 
@@ -60,21 +62,20 @@ def implied_dtype(name: str, args: tuple[Expr, ...]) -> str:
 
 
 def quoted(name: str) -> str:
-    plain = name.replace(".", "_").replace("'", "_")
-    return name if plain.isidentifier() else f"`{name}`"
+    return name if re.fullmatch(r"[^\W\d]\w*(\.\w+)*", name) else f"`{name}`"
 
 
 class Names:
-    """What each symbol, axis and tensor is called in one text."""
+    """What each symbol, axis and tensor is called in one text; tensors have a space of their own."""
 
     def __init__(self) -> None:
         self.of: dict[Symbol | Axis | Tensor, str] = {}
-        self.taken: dict[str, int] = {}
+        self.taken: dict[tuple[bool, str], int] = {}
 
     def __getitem__(self, thing: Symbol | Axis | Tensor) -> str:
         if thing not in self.of:
-            count = self.taken.get(thing.name, 0) + 1
-            self.taken[thing.name] = count
+            key = (isinstance(thing, Tensor), thing.name)
+            count = self.taken[key] = self.taken.get(key, 0) + 1
             plain = count == 1 and thing.name not in RESERVED and thing.name not in DTYPES
             self.of[thing] = quoted(thing.name) + ("" if plain else f"#{count}")
         return self.of[thing]
@@ -191,7 +192,8 @@ class Listing:
             if node in self.pieces:
                 continue
             piece = self.piece(node)
-            if node.args and (len(piece[0]) > WIDTH or users[node] > 1 and len(piece[0]) > 8):
+            short = SHORT if node.dtype in ("index", "bool") else 0
+            if node.args and len(piece[0]) > (WIDTH if users[node] == 1 else short):
                 yield f"{self.number(node)} = {piece[0]}"
             else:
                 self.pieces[node] = piece

@@ -135,9 +135,13 @@ def _differs(want: Array, got: Array, near: Array, floating: bool) -> tuple[int,
             error = np.where(finite, np.abs(want - got), 0.0)
             shift = np.max(np.where(finite, np.abs(want - near), 0.0), initial=0.0)
             tolerance = SLACK * (shift + UNIT * np.abs(np.where(finite, want, 0.0)))
-        same = (want == got) | (np.isnan(want) & np.isnan(got))
-        bad = np.where(finite, error > tolerance, ~same & ~np.isfinite(want * 0 + near * 0) | ~same & np.isfinite(want))
+        settled = _alike(want, near) | (np.isfinite(want) & np.isfinite(near))
+        bad = np.where(finite, error > tolerance, ~_alike(want, got) & settled)
     return tuple(int(i) for i in np.argwhere(bad)[0]) if bad.any() else None
+
+
+def _alike(a: Array, b: Array) -> Array:
+    return np.asarray((a == b) | (np.isnan(a) & np.isnan(b)))
 
 
 def _whole(original: Program, program: Program, seed: int) -> Verdict:

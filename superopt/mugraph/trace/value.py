@@ -6,6 +6,7 @@ index expressions by substitution, so views leave nothing behind but index arith
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -37,7 +38,7 @@ def axis_stem(extent: Expr) -> str:
         return f"n{extent.attr}"
     if extent.op == "sym":
         name: str = extent.attr.name.lower().replace("_", "")
-        return name if name not in ("m",) and not name[1:].isdigit() else f"{name}x"
+        return f"{name}x" if re.fullmatch(r"m|n\d+", name) else name
     return "m"
 
 

@@ -1,0 +1,215 @@
+"""What a kernel moves and computes, counted from its schedule as functions of tile sizes.
+
+Counts are exact for the µGraph (masked lanes of loads and stores are not requested); tile padding
+counts as work for arithmetic, as the machine does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from superopt.mugraph import index as ix
+from superopt.mugraph.dtypes import DTYPES
+from superopt.mugraph.expr import Axis, Expr, Tensor
+from superopt.mugraph.ops import OPS
+from superopt.mugraph.program import Branch, Store
+from superopt.mugraph.schedule import Compute, Item, Loop, Write, schedule
+from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Access:
+    """A load or store: how many elements of which tensor, inside which loops."""
+
+    tensor: Tensor
+    node: Expr | Store
+    free: frozenset[Axis]
+    context: tuple[Axis, ...]
+    is_store: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """Scalar operations, special functions or a dot over the lanes of a tile."""
+
+    kind: str  # scalar, special, dot
+    amount: float  # operations a lane (a dot: flops a multiply)
+    free: frozenset[Axis]
+    context: tuple[Axis, ...]
+    dot: Dot | None = None
+
+
+@dataclass
+class Features:
+    """All accesses and work of one branch."""
+
+    branch: Branch
+    accesses: list[Access] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    accumulators: list[tuple[frozenset[Axis], tuple[Axis, ...]]] = field(default_factory=list)
+    passes: int = 0  # loops one after another, at the outermost level
+
+    @cached_property
+    def roles(self) -> dict[Axis, str]:
+        return {a: self.branch.role(a) for a in self.branch.axes}
+
+    @cached_property
+    def split(self) -> list[Axis]:
+        """The axes split over programs."""
+        stored = dict.fromkeys(a for s in self.branch.stores for a in s.axes)
+        return [a for a in stored if self.roles[a] in ("program", "grid")]
+
+    @cached_property
+    def dots(self) -> list[Dot]:
+        return [w.dot for w in self.work if w.dot is not None]
+
+    @cached_property
+    def dot_axes(self) -> set[Axis]:
+        return {a for d in self.dots for a in (d.m, d.n, d.k)}
+
+
+def features(branch: Branch) -> Features:
+    """Walk the branch's schedule once."""
+    out = Features(branch)
+    fused: set[Expr] = set()
+    _walk(schedule(branch), (), out, fused)
+    out.passes = sum(isinstance(i, Loop) for i in schedule(branch))
+    return out
+
+
+def _walk(items: tuple[Item, ...], context: tuple[Axis, ...], out: Features, fused: set[Expr]) -> None:
+    for item in items:  # a dot's product is part of the dot: find dots first
+        nodes = item.reductions if isinstance(item, Loop) else ()
+        if isinstance(item, Compute) and item.value.op == "reduce":
+            nodes = (item.value,)
+        for node in nodes:
+            if dot_of(out.branch, node) is not None:
+                fused.add(core(node.args[0]))
+    for item in items:
+        if isinstance(item, Loop):
+            inner = (*context, item.axis)
+            for node in item.reductions:
+                _reduction(node, inner, out)
+                tile = frozenset(a for a in node.free if out.branch.role(a) != "loop")
+                out.accumulators.append((tile, inner))
+            for node in item.reductions:
+                if dot_of(out.branch, node) is not None:
+                    fused.add(core(node.args[0]))
+            _walk(item.body, inner, out, fused)
+        elif isinstance(item, Write):
+            s = item.store
+            out.accesses.append(Access(s.tensor, s, frozenset(s.axes), context, True))
+        else:
+            _compute(item.value, context, out, fused)
+
+
+def _compute(node: Expr, context: tuple[Axis, ...], out: Features, fused: set[Expr]) -> None:
+    if node.op == "load":
+        out.accesses.append(Access(node.attr, node, node.free, context, False))
+    elif node.op == "reduce":
+        _reduction(node, context, out)
+    elif node.op in OPS and node.dtype != "index" and node not in fused:
+        row = OPS[node.op]
+        out.work.append(Work("special" if row.special else "scalar", row.cost, node.free, context))
+
+
+def _reduction(node: Expr, context: tuple[Axis, ...], out: Features) -> None:
+    dot = dot_of(out.branch, node)
+    free = node.free | frozenset(node.attr.axes)
+    if dot is None:
+        out.work.append(Work("scalar", 1.0, free, context))
+    else:
+        out.work.append(Work("dot", 2.0, free, context, dot))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Extents and tiles of a branch's axes at given sizes and configuration."""
+
+    extent: Mapping[Axis, int]
+    tile: Mapping[Axis, int]
+    roles: Mapping[Axis, str]
+
+    def count(self, a: Axis) -> int:
+        """How many tiles the axis has."""
+        return -(-self.extent[a] // self.tile[a]) if self.extent[a] else 0
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def extents(f: Features, sizes: Sizes) -> dict[Axis, int]:
+    return {a: ix.value(a.extent, dict(sizes)) for a in f.roles}
+
+
+def shape(f: Features, extent: Mapping[Axis, int], tiles: Mapping[str, int]) -> Shape:
+    tile = {}
+    for a, role in f.roles.items():
+        if role == "program":
+            tile[a] = 1
+        elif role == "whole":
+            tile[a] = max(power_of_two(extent[a]), MIN_TILE if a in f.dot_axes else 1)
+        else:
+            tile[a] = tiles[a.name]
+    return Shape(extent, tile, f.roles)
+
+
+def programs(f: Features, s: Shape) -> int:
+    total = 1
+    for a in f.split:
+        total *= s.count(a)
+    return total
+
+
+def elements(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...]) -> float:
+    """Elements touched by a whole launch: real lanes only."""
+    total = 1.0
+    for a in f.split:
+        total *= s.extent[a] if a in free else s.count(a)
+    for a in free:
+        if s.roles[a] in ("whole", "loop"):
+            total *= s.extent[a]
+    for a in context:
+        if a not in free:
+            total *= s.count(a)
+    return total
+
+
+def lanes(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...]) -> float:
+    """Lanes computed by a whole launch: tiles are whole, padding included."""
+    total = 1.0
+    for a in f.split:
+        total *= s.count(a) * (s.tile[a] if a in free else 1)
+    for a in free:
+        if s.roles[a] == "whole":
+            total *= s.tile[a]
+        elif s.roles[a] == "loop" and a not in context:
+            total *= s.count(a) * s.tile[a]
+    for a in context:
+        total *= s.count(a) * (s.tile[a] if a in free else 1)
+    return total
+
+
+def tile_elements(s: Shape, free: frozenset[Axis]) -> int:
+    """Elements of one tile of a value."""
+    total = 1
+    for a in free:
+        total *= s.tile[a]
+    return total
+
+
+def tensor_elements(t: Tensor, sizes: Sizes) -> float:
+    total = 1.0
+    for e in t.shape:
+        total *= ix.value(e, dict(sizes))
+    return total
+
+
+def bytes_of(t: Tensor) -> int:
+    return DTYPES[t.dtype].bytes

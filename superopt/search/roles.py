@@ -1,0 +1,157 @@
+"""From terms to branches: which axes share a name, and what role each plays.
+
+Bound axes of one extent share a name wherever no capture forbids it, with a stored axis too where that
+one is not split over programs: a row that is summed and then stored is then held once, or looped over
+in one pass a reduction. A role is chosen for every name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import product
+
+from superopt.mugraph import index as ix
+from superopt.mugraph.expr import (
+    Axis,
+    Expr,
+    axis,
+    fresh,
+    make,
+    rebuild,
+    reduce,
+    rewrite,
+    substitute,
+    toposort,
+)
+from superopt.mugraph.program import Branch, Store, illegal
+from superopt.search.extract import contraction
+
+LARGEST_WHOLE = 65536  # elements of an axis held in one program
+SMALLEST_LOOP = 32
+MOST_ROLES = 64
+
+
+def share_axes(stores: tuple[Store, ...], held: frozenset[Axis]) -> tuple[Store, ...]:
+    """Rename bound axes: to a held stored axis of equal extent, else to the first that fits.
+
+    `max[r] x[i, r] ... sum[q] x[i, q]` with r and q as long as the held axis j: both become j.
+    """
+    preferred: dict[Expr, list[Axis]] = {}
+    for a in sorted(held, key=lambda a: a.name):
+        preferred.setdefault(a.extent, []).append(a)
+    memo: dict[Expr, Expr] = {}
+    stored = frozenset(a for s in stores for a in s.axes)
+
+    def choose(old: Axis, body: Expr, taken: set[Axis]) -> Axis:
+        for candidate in preferred.setdefault(old.extent, []):
+            if candidate not in taken and (candidate == old or candidate not in body.free):
+                return candidate
+        new = fresh(old, stored | {a for known in preferred.values() for a in known})
+        preferred[old.extent].append(new)
+        return new
+
+    def visit(node: Expr) -> Expr:
+        if node in memo:
+            return memo[node]
+        if node.op == "reduce":
+            body, taken = node.args[0], set()
+            binding: dict[Axis, Expr] = {}
+            for a in node.attr.axes:
+                new = choose(a, body, taken)
+                taken.add(new)
+                if new != a:
+                    binding[a] = axis(new)
+            body = visit(substitute(body, binding))
+            spec = replace(node.attr, axes=tuple(sorted(taken, key=lambda a: a.name)))
+            result = make("reduce", (body,), spec, node.dtype)
+        else:
+            result = rebuild(node, tuple(visit(a) for a in node.args))
+        memo[node] = result
+        return result
+
+    return tuple(replace(s, value=visit(s.value)) for s in stores)
+
+
+def programs_only(stores: tuple[Store, ...], split: frozenset[Axis]) -> frozenset[Axis]:
+    """Split axes that must be one index a program: batches of a contraction, and surplus row axes."""
+    single: set[Axis] = set()
+    for node in toposort(*(s.value for s in stores)):
+        pair = contraction(node)
+        if pair is None:
+            continue
+        a, b = pair
+        single |= (a.free & b.free) & split
+        for own in (a.free - b.free, b.free - a.free):
+            ours = sorted(own & split, key=lambda x: (x.extent.op == "const", _rough(x), x.name))
+            held = own - split - frozenset(node.attr.axes)
+            keep = 0 if held else 1
+            single |= set(ours[: len(ours) - keep] if keep else ours)
+    return frozenset(single)
+
+
+def _rough(a: Axis) -> int:
+    return int(a.extent.attr) if a.extent.op == "const" else 1 << 30
+
+
+def nest_loops(root: Expr, looped: frozenset[str]) -> Expr:
+    """A reduction over several looped axes becomes one loop inside another."""
+
+    def change(node: Expr) -> Expr | None:
+        if node.op != "reduce":
+            return None
+        loops = [a for a in node.attr.axes if a.name in looped]
+        if len(loops) < 2:
+            return None
+        spec = node.attr
+        rest = tuple(a for a in spec.axes if a not in loops)
+        inner = reduce(spec.monoid, (*rest, loops[-1]), node.args[0], spec.operand, node.dtype)
+        for a in reversed(loops[:-1]):
+            inner = reduce(spec.monoid, (a,), inner, spec.operand, node.dtype)
+        return inner
+
+    return rewrite(root, change)
+
+
+def bound_axes(stores: tuple[Store, ...]) -> list[Axis]:
+    found: dict[Axis, None] = {}
+    for node in toposort(*(s.value for s in stores)):
+        if node.op == "reduce":
+            found.update(dict.fromkeys(node.attr.axes))
+    return list(found)
+
+
+def branches(
+    stores: tuple[Store, ...], split: frozenset[Axis], largest: Mapping[str, int]
+) -> Iterator[Branch]:
+    """Every legal assignment of roles, for terms enumerated with these split axes.
+
+    `largest`: the greatest size of each symbol that is being tuned for.
+    """
+    stored = frozenset(a for s in stores for a in s.axes)
+    shared = share_axes(stores, stored - split)
+    single = programs_only(shared, split)
+    free = sorted({*bound_axes(shared), *(stored - split)}, key=lambda a: a.name)
+    options = [_held_roles(a, largest) for a in free]
+    count = 0
+    for choice in product(*options):
+        roles = {a.name: ("program" if a in single else "grid") for a in split}
+        roles.update({a.name: r for a, r in zip(free, choice, strict=True)})
+        looped = frozenset(n for n, r in roles.items() if r == "loop")
+        body = tuple(replace(s, value=nest_loops(s.value, looped)) for s in shared)
+        branch = Branch(body, tuple(sorted(roles.items())))
+        if illegal(branch) is None:
+            yield branch
+        count += 1
+        if count >= MOST_ROLES:
+            return
+
+
+def _held_roles(a: Axis, largest: Mapping[str, int]) -> list[str]:
+    extent = ix.value(a.extent, dict(largest))
+    roles = []
+    if extent <= LARGEST_WHOLE:
+        roles.append("whole")
+    if extent > SMALLEST_LOOP or not roles:
+        roles.append("loop")
+    return roles
