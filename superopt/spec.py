@@ -108,8 +108,9 @@ def build(
     tune_at: Iterable[Mapping[str, int]],
     tensors: Mapping[str, Tensor],
     name: str | None = None,
+    parameters: tuple[str, ...] | None = None,
 ) -> Spec:
-    """The checked Spec of a function."""
+    """The checked Spec of a function; `parameters` where not all of its own are tensors."""
     import torch
 
     code = getattr(inspect.unwrap(fn), "__code__", None)
@@ -126,7 +127,7 @@ def build(
         _fail(made, f"dtype={default!r} is not a torch.dtype; a parameter named dtype must be renamed")
     if code:
         functools.update_wrapper(made, fn)
-    names = _parameters(made)
+    names = _parameters(made) if parameters is None else parameters
     for parameter, tensor in tensors.items():
         _check_tensor(made, parameter, tensor, torch.dtype)
     ordered = {n: _resolved(tensors[n], default) for n in names}

@@ -13,6 +13,7 @@ from superopt.mugraph.program import Config
 
 STAGES = (4, 3, 2)  # deepest pipeline first: the first that fits is taken
 LARGEST_TILE = 16384
+INDIFFERENT = 1.05  # the model cannot tell times apart below this ratio: fewer bytes decide
 FULL_SPACE = 400  # tile choices tried one by one; beyond, coordinate descent
 
 Ranked = list[tuple[Config, Prediction]]
@@ -31,7 +32,7 @@ def _options(model: KernelModel, a: Axis) -> list[int]:
 
 
 def ranked(model: KernelModel) -> Ranked:
-    """Configurations that fit, fastest predicted first; ties by their own order."""
+    """Configurations that fit, fastest predicted first; of equals the one that requests least."""
     axes = axes_of(model)
     names = [a.name for a in axes]
     piped = any(f.dots and f.passes for f in model.parts)
@@ -56,7 +57,15 @@ def ranked(model: KernelModel) -> Ranked:
         for fraction in (0.0, 0.3, 0.5, 0.8):
             _descend(attempt, spaces, tuple(s[int(fraction * (len(s) - 1))] for s in spaces))
     found = [f for f in tried.values() if f is not None]
-    return sorted(found, key=lambda t: (round(t[1].time_us, 3), t[1].bytes, t[0].warps, t[0].tiles))
+    best = min((q.time_us for _, q in found), default=0.0)
+
+    def order(item: tuple[Config, Prediction]) -> tuple[object, ...]:
+        config, q = item
+        close = q.time_us <= best * INDIFFERENT
+        return (not close, q.bytes if close else round(q.time_us, 3), round(q.time_us, 3),
+                config.warps, config.tiles)  # fmt: skip
+
+    return sorted(found, key=order)
 
 
 def _descend(score: Callable[[Point], float], spaces: list[list[int]], start: Point) -> None:

@@ -67,26 +67,27 @@ class KernelModel:
         return worst
 
     def registers(self, config: Config) -> float:
-        """Registers a thread: accumulators, and the largest tile values alive together."""
-        worst = 0.0
-        threads = 32 * config.warps
-        for f, s in zip(self.parts, self.shapes(config), strict=True):
-            held = sum(ft.tile_elements(s, free) for free, _ in f.accumulators)
-            straight = [a.free for a in f.accesses if not a.is_store and not a.context]
-            held += sum(ft.tile_elements(s, free) for free in dict.fromkeys(straight))
-            scratch = max((self._scratch(f, s, w) for w in f.work), default=0)
-            looped = [a.free for a in f.accesses if not a.is_store and a.context]
-            dotted = f.dot_axes
-            scratch = max(
-                [scratch, *(ft.tile_elements(s, x) for x in looped if not x & dotted)]
-            )
-            worst = max(worst, (held + 1.5 * scratch) / threads + 30)
-        return worst
+        """Registers a thread: in the loop its accumulators and widest tile, outside it what is held.
 
-    def _scratch(self, f: ft.Features, s: ft.Shape, w: ft.Work) -> float:
-        if w.dot is not None:
-            return 0.0 if w.context else ft.tile_elements(s, w.free - {w.dot.k})
-        return float(ft.tile_elements(s, w.free))
+        After a loop the values computed from an accumulator take its place.
+        """
+        worst = 0.0
+        for f, s in zip(self.parts, self.shapes(config), strict=True):
+            loop = float(sum(ft.tile_elements(s, free) for free, _ in f.accumulators))
+            straight = 0.0
+            wide = {True: 0.0, False: 0.0}
+            for w in f.work:
+                free = w.free - {w.dot.k} if w.dot else w.free
+                if not (w.dot and w.context):
+                    inside = bool(w.context)
+                    wide[inside] = max(wide[inside], ft.tile_elements(s, free))
+            for a in dict.fromkeys(a.free for a in f.accesses if not a.is_store and not a.context):
+                straight += ft.tile_elements(s, a)
+            for a in f.accesses:
+                if a.context and not a.is_store and not a.free & f.dot_axes:
+                    wide[True] = max(wide[True], ft.tile_elements(s, a.free))
+            worst = max(worst, loop + 1.5 * wide[True], straight + 1.2 * wide[False])
+        return worst / (32 * config.warps) + 30
 
     def fits(self, config: Config) -> bool:
         """Whether the configuration is worth compiling."""

@@ -7,7 +7,9 @@ import keyword
 import re
 from collections.abc import Iterable
 
-RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "tl", "triton", "torch", "F"})
+RESERVED = frozenset(
+    {*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "tl", "triton", "torch", "F"}
+)
 
 
 def identifier(text: str) -> str:

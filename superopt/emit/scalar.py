@@ -21,11 +21,9 @@ def triton_type(dtype: str) -> str:
 
 
 def literal(e: Expr, typed: bool) -> Code:
-    """A constant; `typed` where nothing beside it gives the literal a type."""
+    """A constant; `typed` where nothing beside it gives the literal its type."""
     value = number(e.attr)
-    if typed and (e.dtype not in _LITERAL_TYPES or typed == "always"):
-        return quote("tl.full((), {0}, " + triton_type(e.dtype) + ")", value)
-    return value
+    return quote("tl.full((), {0}, " + triton_type(e.dtype) + ")", value) if typed else value
 
 
 def spelling(e: Expr, nonnegative: bool) -> tuple[str, set[str]]:
@@ -52,10 +50,11 @@ def spelling(e: Expr, nonnegative: bool) -> tuple[str, set[str]]:
     return template, helpers
 
 
-def arguments_need_types(e: Expr, helpers: set[str]) -> bool:
-    """Whether literals among the operands take no type from a neighbour."""
+def needs_typed_literals(e: Expr, helpers: set[str]) -> bool:
+    """Whether literals among the operands of a node would take a wrong type, or none."""
     operands = [core(a) for a in (e.args[1:] if e.op == "where" else e.args)]
-    return bool(helpers) or all(a.op == "const" for a in operands)
+    alone = all(a.op == "const" for a in operands)
+    return bool(helpers - {"maximum", "minimum"}) or (alone and e.dtype not in _LITERAL_TYPES)
 
 
 def convert(code: Code, e: Expr, is_literal_type: bool) -> Code:

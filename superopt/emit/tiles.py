@@ -173,4 +173,3 @@ def _finite(e: Expr) -> bool:
 def plain_division(e: Expr) -> bool:
     """Whether rounding down and truncating agree: the dividend is never negative."""
     return e.dtype == "index" and at_least_zero(e.args[0])
-

@@ -72,7 +72,7 @@ class Reduction:
 class Expr:
     """One node. Make them with the constructors of this module, never directly."""
 
-    __slots__ = ("__weakref__", "args", "attr", "digest", "dtype", "free", "size")
+    __slots__ = ("__weakref__", "args", "attr", "digest", "dtype", "free", "op", "size")
 
     op: str
     args: tuple[Expr, ...]
@@ -81,8 +81,6 @@ class Expr:
     free: frozenset[Axis]  # axes not bound by a reduce inside
     digest: str  # of the structure: the same in every process
     size: int  # nodes as a tree, capped
-
-    __slots__ = (*__slots__, "op")
 
     def __repr__(self) -> str:
         from superopt.mugraph.text import inline
@@ -106,7 +104,8 @@ def _digest_attr(attr: Any) -> str:
         axes = ",".join(_digest_attr(a) for a in attr.axes)
         return f"{attr.monoid}[{axes}]{attr.operand}"
     if isinstance(attr, Tensor):
-        return f"{attr.name}({','.join(e.digest for e in attr.shape)}){attr.dtype}"
+        bounds = ",".join(e.digest for e in attr.bounds or ())
+        return f"{attr.name}({','.join(e.digest for e in attr.shape)}){attr.dtype}{bounds}"
     return repr(attr)
 
 
@@ -183,8 +182,20 @@ def cast(e: Expr, dtype: str) -> Expr:
     if e.dtype == dtype:
         return e
     if e.op == "const":
-        return const(e.attr, dtype) if not (dtype == "bool") else const(e.attr != 0, "bool")
+        return _cast_const(e, dtype)
     return make("cast", (e,), None, dtype)
+
+
+def _cast_const(e: Expr, dtype: str) -> Expr:
+    kind, bits = DTYPES[dtype].kind, 8 * DTYPES[dtype].bytes
+    if kind == "bool":
+        return const(e.attr != 0, dtype)
+    if kind == "float" or not bits:
+        return const(e.attr, dtype)
+    if isinstance(e.attr, float) and not -(2.0**63) <= e.attr < 2.0**63:
+        return make("cast", (e,), None, dtype)  # infinite, NaN or too large: as the machine does
+    low = 0 if dtype == "u8" else -(1 << (bits - 1))
+    return const((int(e.attr) - low) % (1 << bits) + low, dtype)
 
 
 def _fold(name: str, args: tuple[Expr, ...], dtype: str) -> Expr | None:
@@ -323,32 +334,39 @@ def substitute(root: Expr, binding: Mapping[Axis, Expr]) -> Expr:
     `x[i] - max[j] x[j]` with {i: j + 1} gives `x[j + 1] - max[j] x[j]`.
     """
     memo: dict[tuple[Expr, frozenset[tuple[Axis, Expr]]], Expr] = {}
-    return _substitute(root, dict(binding), memo)
+    stack = [(root, _live(root, binding))]
+    while stack:
+        node, live = stack[-1]
+        key = (node, live)
+        if key in memo or not live or node.op == "axis":
+            memo.setdefault(key, dict(live)[node.attr] if live and node.op == "axis" else node)
+            stack.pop()
+            continue
+        attr, inner = _renamed(node, dict(live)) if node.op == "reduce" else (None, dict(live))
+        below = [(a, _live(a, inner)) for a in node.args]
+        if missing := [k for k in below if k not in memo]:
+            stack.extend(missing)
+            continue
+        args = tuple(memo[k] for k in below)
+        memo[key] = make("reduce", args, attr, node.dtype) if attr else rebuild(node, args)
+        stack.pop()
+    return memo[root, _live(root, binding)]
 
 
-def _substitute(root: Expr, binding: dict[Axis, Expr], memo: dict[Any, Expr]) -> Expr:
-    live = {a: e for a, e in binding.items() if a in root.free}
-    if not live:
-        return root
-    key = (root, frozenset(live.items()))
-    if key in memo:
-        return memo[key]
-    if root.op == "axis":
-        result = live[root.attr]
-    elif root.op == "reduce":
-        incoming = frozenset().union(*(e.free for e in live.values()))
-        body, bound = root.args[0], list(root.attr.axes)
-        for position, old in enumerate(bound):
-            if old in incoming:
-                new = fresh(old, incoming | body.free | frozenset(bound))
-                body = _substitute(body, {old: axis(new)}, memo)
-                bound[position] = new
-        spec = Reduction(root.attr.monoid, tuple(bound), root.attr.operand)
-        result = make("reduce", (_substitute(body, live, memo),), spec, root.dtype)
-    else:
-        result = rebuild(root, tuple(_substitute(a, live, memo) for a in root.args))
-    memo[key] = result
-    return result
+def _live(e: Expr, binding: Mapping[Axis, Expr]) -> frozenset[tuple[Axis, Expr]]:
+    return frozenset((a, to) for a, to in binding.items() if a in e.free)
+
+
+def _renamed(node: Expr, binding: dict[Axis, Expr]) -> tuple[Reduction, dict[Axis, Expr]]:
+    """A reduce's bound axes, new where they would capture, and what to substitute in its body."""
+    incoming: frozenset[Axis] = frozenset().union(*(e.free for e in binding.values()))
+    bound = list(node.attr.axes)
+    for position, old in enumerate(bound):
+        if old in incoming:
+            new = fresh(old, incoming | node.args[0].free | frozenset(bound))
+            binding[old] = axis(new)
+            bound[position] = new
+    return Reduction(node.attr.monoid, tuple(bound), node.attr.operand), binding
 
 
 def fresh(like: Axis, taken: Iterable[Axis]) -> Axis:

@@ -172,8 +172,8 @@ def _atom_interval(atom: Expr) -> tuple[int, int]:
     whole, divisor = _interval(atom.args[0]), _interval(atom.args[1])
     if atom.op == "mod":
         return 0, max(divisor[1] - 1, 0)
-    ends = [a // b for a in whole for b in divisor if b > 0]
-    return min(ends, default=0), max(ends, default=0)
+    ends = [a // max(b, 1) for a in whole for b in divisor]
+    return min(ends), max(ends)
 
 
 def nonnegative(p: Poly | None) -> bool:

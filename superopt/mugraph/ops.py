@@ -172,7 +172,7 @@ def identity(monoid: str, dtype: str) -> float | int:
     >>> identity("max", "i32"), identity("sum", "f16")
     (-2147483648, 0.0)
     """
-    value = MONOIDS[monoid].identity
+    value: float = MONOIDS[monoid].identity
     if dtype.startswith(("f", "bf")):
         return value
     if np.isinf(value):

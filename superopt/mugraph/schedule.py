@@ -75,8 +75,12 @@ class _Scheduler:
         roots = [goal.args[0]] if isinstance(goal, Expr) else [goal.value, *goal.indices]
         if inside is None:
             return roots
+        later: frozenset[Axis] = frozenset()  # a store's loops inside the one over `inside`
+        if isinstance(goal, Store):
+            own = [a for a in goal.axes if a in self.looped]
+            later = frozenset(own[own.index(inside) + 1 :])
         found: dict[Expr, None] = {}
-        stack: list[tuple[Expr, frozenset[Axis]]] = [(r, frozenset()) for r in reversed(roots)]
+        stack: list[tuple[Expr, frozenset[Axis]]] = [(r, later) for r in reversed(roots)]
         seen = set(stack)
         while stack:
             node, inner = stack.pop()  # inner: axes looped between this scope and the node

@@ -100,6 +100,14 @@ def close(program: Program) -> list[Store]:
     return [s for s in stores if s.tensor in program.outputs]
 
 
+def plain_stores(program: Program) -> dict[Tensor, Store]:
+    """Each output's value in terms of the inputs. Raises NotClosed where one is stored in pieces."""
+    stores = {s.tensor: s for s in close(program)}
+    if any(not _is_plain(s) for s in stores.values()):
+        raise NotClosed(f"{program.name}: an output is stored in pieces")
+    return stores
+
+
 def pair(original: Program, candidate: Program) -> list[Pair]:
     """Each store of the candidate's outputs beside the original's value at the same elements.
 
@@ -110,9 +118,7 @@ def pair(original: Program, candidate: Program) -> list[Pair]:
     ]:
         raise IllFormed(f"{candidate.name}: its outputs are not those of {original.name}")
     same = dict(zip(candidate.outputs, original.outputs, strict=True))
-    wanted = {s.tensor: s for s in close(original)}
-    if any(not _is_plain(s) for s in wanted.values()):
-        raise NotClosed(f"{original.name}: an output is stored in pieces")
+    wanted = plain_stores(original)
     return [_pair(wanted[same[s.tensor]], s) for s in close(candidate)]
 
 

@@ -7,9 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from superopt.mugraph.dtypes import accumulator, is_float
-from superopt.mugraph.expr import Axis, Expr, axis, cast, const, index, is_const, op, reduce
-from superopt.mugraph.trace.table import Call, Operand, elementwise, lowering, our_dtype, scalar_expr
-from superopt.mugraph.trace.value import Value, axes_of, flat_index, product, reshape
+from superopt.mugraph.expr import FALSE, Axis, Expr, cast, const, index, op, reduce
+from superopt.mugraph.trace.table import (
+    Call,
+    Operand,
+    elementwise,
+    lowering,
+    our_dtype,
+    scalar_expr,
+    torch_dtype,
+)
+from superopt.mugraph.trace.value import Value, flat_index, product, reshape
 
 Dims = int | Sequence[int] | None
 
@@ -45,14 +53,11 @@ def variance_over(v: Value, dims: Sequence[int], body: Expr, correction: float =
     n = count(v, dims)
     if float(correction).is_integer():
         divisor = op("sub", n, index(int(correction)))
-        if op("lt", divisor, index(0)) is not FALSE_:
+        if op("lt", divisor, index(0)) is not FALSE:
             return op("div", total, _positive(cast(divisor, body.dtype)))
         return op("div", total, cast(divisor, body.dtype))
     divisor = op("sub", cast(n, body.dtype), const(correction, body.dtype))
     return op("div", total, _positive(divisor))
-
-
-FALSE_ = const(False, "bool")
 
 
 def _positive(e: Expr) -> Expr:
@@ -102,10 +107,10 @@ def _all(call: Call, x: Value, dim: Dims = None, keepdim: bool = False) -> Value
 
 def position(x: Value, dims: Sequence[int], monoid: str) -> Expr:
     """The first index of the largest (smallest) element over dims, in row-major order; NaN wins."""
-    best = over(x, dims, monoid, x.expr)
-    here = op("eq", x.expr, best)
+    body = _wide(x)
+    here = op("eq", body, over(x, dims, monoid, body))
     if is_float(x.dtype):
-        here = op("or", here, op("isnan", x.expr))
+        here = op("or", here, op("isnan", body))
     taken = Value(tuple(x.axes[d] for d in dims), x.expr)
     nowhere = cast(count(x, dims), "i64")
     return over(x, dims, "min", op("where", here, cast(flat_index(taken), "i64"), nowhere))
@@ -133,7 +138,7 @@ def _extreme(name: str) -> Callable[..., Any]:
             return elementwise(call, lambda a, b: op(f"{name}imum", a, b), x, other)
         dims = x.dims(dim)
         axes = kept(x, dims, keepdim)
-        best = Value(axes, over(x, dims, name, x.expr))
+        best = Value(axes, cast(over(x, dims, name, _wide(x)), x.dtype))
         return best if dim is None else (best, Value(axes, position(x, dims, name)))
 
     return row
@@ -147,7 +152,7 @@ lowering("reduction", "min")(_extreme("min"))
 def _aminmax(call: Call, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
     dims = x.dims(dim)
     axes = kept(x, dims, keepdim)
-    return tuple(Value(axes, over(x, dims, monoid, x.expr)) for monoid in ("min", "max"))
+    return tuple(Value(axes, cast(over(x, dims, m, _wide(x)), x.dtype)) for m in ("min", "max"))
 
 
 # -- moments and norms --------------------------------------------------------------------------
@@ -296,8 +301,6 @@ def _rms_norm(
     eps: float | None = None,
 ) -> Value:  # fmt: skip
     import torch
-
-    from superopt.mugraph.trace.table import torch_dtype
 
     dims = list(range(x.rank - len(normalized_shape), x.rank))
     body = _wide(x)

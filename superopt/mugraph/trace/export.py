@@ -1,0 +1,185 @@
+"""Running torch.export on stand-in tensors, and saying in the user's terms why it could not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from superopt.errors import SpecError
+from superopt.mugraph.trace.table import LOWERINGS
+from superopt.spec import Spec, error_line, is_dim, root_dim
+
+HINTS = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+
+
+class _Call(torch.nn.Module):
+    """A function as the module that torch.export wants."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def _seen_by_torch(fn: Any) -> Any:
+    """A copy of a function that torch.fx records lines of: it looks for frames named forward."""
+    if not isinstance(fn, types.FunctionType):
+        return fn
+    code = fn.__code__.replace(co_name="forward")
+    copy = types.FunctionType(code, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    copy.__kwdefaults__ = fn.__kwdefaults__
+    return copy
+
+
+def source_file(fn: Any) -> str:
+    """The file that a function, or a module's forward, stands in."""
+    fn = type(fn).forward if isinstance(fn, torch.nn.Module) else fn
+    code = getattr(fn, "__code__", None)
+    return code.co_filename if code else ""
+
+
+def hints(spec: Spec) -> dict[str, int]:
+    """A size for each Dim to trace at: distinct, neither 0 nor 1, which torch would specialise."""
+    chosen: dict[str, int] = {}
+    for name, dim in spec.dims.items():
+        high = min(int(dim.max) if dim.max < 2**31 else 2**31, 2**31)
+        usable = [h for h in HINTS if dim.min <= h <= high and h not in chosen.values()]
+        chosen[name] = usable[0] if usable else max(int(dim.min), min(2, high))
+    return chosen
+
+
+def _stand_ins(spec: Spec, sizes: dict[str, int]) -> tuple[Any, ...]:
+    made = []
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        for tensor in spec.tensors.values():
+            shape = [_size(e, sizes) for e in tensor.extents]
+            made.append(torch.empty(shape, dtype=tensor.dtype))
+    return tuple(made)
+
+
+def _size(extent: Any, sizes: dict[str, int]) -> int:
+    if not is_dim(extent):
+        return int(extent)
+    size = sizes[root_dim(extent).__name__]
+    return int(extent.fn(size)) if hasattr(extent, "fn") else size
+
+
+def export(spec: Spec) -> torch.export.ExportedProgram:
+    """The function as an ATen graph without mutation, of operators that have rows where possible.
+
+    Raises SpecError, at the user's line, where torch.export cannot.
+    """
+    dynamic = tuple(
+        {d: e for d, e in enumerate(t.extents) if is_dim(e)} for t in spec.tensors.values()
+    )
+    module: torch.nn.Module
+    if isinstance(spec.fn, torch.nn.Module):
+        module, shapes = spec.fn, dynamic
+    else:
+        module, shapes = _Call(_seen_by_torch(spec.fn)), (dynamic,)  # type: ignore[assignment]
+    with _quiet():
+        try:
+            args = _stand_ins(spec, hints(spec))
+            exported = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            _translate(spec, error)
+        return _legalized(exported)
+
+
+def _legalized(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Functionalized and decomposed, where an operator mutates or has no row."""
+    targets = {n.target for n in exported.graph.nodes if n.op == "call_function"}
+    operators = [t for t in targets if isinstance(t, torch._ops.OpOverload)]
+    mutates = any(t._schema.is_mutable and name_of(t) not in LOWERINGS for t in operators)
+    unknown = any(name_of(t) not in LOWERINGS and not ignored(t) for t in operators)
+    if not (mutates or unknown):
+        return exported
+    table = torch.export.default_decompositions()
+    for target in list(table):
+        if name_of(target) in LOWERINGS:
+            del table[target]
+    return exported.run_decompositions(table)
+
+
+def name_of(target: Any) -> str:
+    """The operator's name without namespace and overload."""
+    return target._schema.name.split("::")[-1] if hasattr(target, "_schema") else str(target)
+
+
+IGNORED = ("_assert_tensor_metadata", "_assert_scalar", "sym_size", "sym_constrain_range_for_size")
+
+
+def ignored(target: Any) -> bool:
+    return name_of(target) in IGNORED
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines of torch's own about what we report ourselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+# -- what went wrong ----------------------------------------------------------------------------
+
+
+def _translate(spec: Spec, error: Exception) -> NoReturn:
+    line = error_line(error, source_file(spec.fn))
+    where = f"{spec.file}:{line}" if line else spec.where
+    text = str(error)
+    names = {type(e).__name__ for e in _causes(error)}
+    if "GuardOnDataDependentSymNode" in names or "data-dependent" in text:
+        raise SpecError(
+            f"{where}: {spec.name}: control flow or a shape depends on a tensor's values, which a"
+            " kernel made ahead cannot follow; use torch.where in place of if"
+        ) from error
+    if "Constraints violated" in text:
+        raise SpecError(f"{where}: {spec.name}: {_constraint(spec, text)}") from error
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    raise SpecError(f"{where}: {spec.name}: {type(error).__name__}: {first}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+_CONSTANT = re.compile(r"You marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+_FIXES = re.compile(r"Suggested fixes:\n((?:  .*\n?)+)")
+
+
+def _constraint(spec: Spec, text: str) -> str:
+    found = _CONSTANT.search(text)
+    if found:
+        dim, size = found.groups()
+        return (
+            f"Dim {dim} is specialised to the constant {size}: the function fixes that size, for"
+            f" instance by an operand or a view of a fixed shape; write the size as x.shape[...],"
+            f" or give the extent as {size} instead of Dim {dim}"
+        )
+    fixes = _FIXES.search(text)
+    advice = "; ".join(f.strip() for f in fixes.group(1).splitlines() if f.strip()) if fixes else ""
+    dims = ", ".join(spec.dims)
+    return (
+        f"the function holds for part of the sizes of {dims} only (a branch on a shape, or a slice"
+        f" past the least size); use {advice or 'a narrower range'}"
+    )
+
+

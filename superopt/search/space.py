@@ -1,0 +1,311 @@
+"""One cut, searched: the best kernels for its temporaries and outputs at every tuned size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from math import prod
+
+from superopt.cost_model.configs import Ranked, ranked
+from superopt.cost_model.features import power_of_two
+from superopt.cost_model.model import KernelModel, Prediction, axes_of, total
+from superopt.cost_model.profile import Profile
+from superopt.mugraph import index as ix
+from superopt.mugraph.dtypes import is_float
+from superopt.mugraph.expr import Axis, Expr, cast, toposort
+from superopt.mugraph.program import Branch, Config, Kernel, KernelGraph, Program, Store
+from superopt.search.egraph import EGraph
+from superopt.search.extract import Coster, Counts, Extractor, Weights
+from superopt.search.partition import Temporary, operand_type, temporary
+from superopt.search.roles import branches
+
+SHORTLIST = 5  # branches whose configurations are all tried
+NOMINAL_TILE = 64
+Sizes = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kernel must store: a store without its value, and the value's class."""
+
+    shape: Store
+    number: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """A µGraph with the configurations and predictions for one size, kernel by kernel."""
+
+    graph: KernelGraph
+    sizes: Sizes
+    configs: tuple[Config, ...]
+    parts: tuple[Prediction, ...]
+
+    @property
+    def prediction(self) -> Prediction:
+        return total(self.parts)
+
+
+@dataclass
+class Space:
+    """A program's e-graph and outputs, and the machine for which it is searched."""
+
+    program: Program
+    graph: EGraph
+    outputs: tuple[Target, ...]
+    profile: Profile
+    counts: Counts = field(default_factory=Counts)
+    assigned: int = 0  # role assignments looked at
+    configured: int = 0  # configurations predicted
+    _grouped: dict[object, list[tuple[float, Branch]]] = field(default_factory=dict)
+    _models: dict[object, Ranked] = field(default_factory=dict)
+
+    def search_cut(self, cut: tuple[int, ...], sizes: Sizes) -> Iterator[Found]:
+        """Complete µGraphs for a cut, one for each way to group its stores into kernels."""
+        plan = self._plan(cut)
+        if plan is None:
+            return
+        temporaries, stages, given = plan
+        del temporaries
+        for separate in (False, True):
+            for apart in (False, True):
+                kernels: list[Kernel] = []
+                configs: list[Config] = []
+                parts: list[Prediction] = []
+                for stage in stages:
+                    done = self._stage(stage, given, sizes, separate, apart)
+                    if done is None:
+                        break
+                    for branch_set, config, prediction in done:
+                        kernels.append(Kernel(f"k{len(kernels)}", branch_set))
+                        configs.append(config)
+                        parts.append(prediction)
+                else:
+                    p = self.program
+                    graph = KernelGraph(p.name, p.inputs, tuple(kernels), p.outputs)
+                    yield Found(graph, sizes, tuple(configs), tuple(parts))
+                if all(len(s) == 1 for s in stages):
+                    return  # nothing to group differently
+
+    # -- stages ---------------------------------------------------------------------------------
+
+    def _plan(
+        self, cut: tuple[int, ...]
+    ) -> tuple[list[Temporary], list[list[Target]], dict[int, Expr]] | None:
+        """Order the temporaries by need, and give every store the stage at which it can run."""
+        g = self.graph
+        todo = [temporary(g, c, n, operand_type(g, c)) for n, c in enumerate(cut)]
+        given: dict[int, Expr] = {}
+        targets = {}
+        for t in todo:
+            value = t.load
+            given[t.number] = cast(value, g.classes[t.number].dtype)
+            axes = tuple(a for a in t.axes)
+            store = Store(t.tensor, axes, value.args[:-1], value)
+            targets[t.number] = Target(store, t.number)
+        level: dict[int, int] = {}
+        ready = sorted(todo, key=lambda t: t.number)
+        while ready:
+            progress = []
+            for t in ready:
+                allowed = {k: v for k, v in given.items() if k in level}
+                used = self._used([t.number], allowed, exclude=t.number)
+                if used is not None:
+                    level[t.number] = 1 + max((level[u] for u in used), default=-1)
+                    progress.append(t)
+                    break
+            if not progress:
+                return None
+            ready = [t for t in ready if t not in progress]
+        stages: list[list[Target]] = []
+        placed = [(level[t.number], targets[t.number]) for t in todo]
+        used_at_all: set[int] = set()
+        for out in self.outputs:
+            used = self._used([out.number], given, exclude=None)
+            if used is None:
+                return None
+            used_at_all |= used
+            placed.append((1 + max((level[u] for u in used), default=-1), out))
+        for t in todo:
+            others = {k: v for k, v in given.items() if k != t.number}
+            used_at_all |= self._used([t.number], others, exclude=t.number) or set()
+        if used_at_all != set(given):
+            return None  # a temporary that nobody loads
+        for stage, target in placed:
+            while len(stages) <= stage:
+                stages.append([])
+            stages[stage].append(target)
+        return todo, stages, given
+
+    def _used(
+        self, roots: list[int], given: Mapping[int, Expr], exclude: int | None
+    ) -> set[int] | None:
+        """The temporaries that the cheapest terms load."""
+        allowed = {k: v for k, v in given.items() if k != exclude}
+        g = self.graph
+        split = frozenset().union(*(g[r].free for r in roots))
+        terms = self._terms(tuple(roots), split, allowed, dict(self._nominal_sizes()))
+        if any(not t for t in terms):
+            return None
+        loaded = {n.attr for t in terms for n in toposort(t[0]) if n.op == "load"}
+        return {k for k, v in allowed.items() for n in toposort(v) if n.op == "load" and n.attr in loaded}
+
+    def _nominal_sizes(self) -> Sizes:
+        return tuple((s.name, max(s.low, min(s.high, 4096))) for s in self.program.symbols)
+
+    # -- terms ----------------------------------------------------------------------------------
+
+    def _terms(
+        self,
+        roots: tuple[int, ...],
+        split: frozenset[Axis],
+        given: Mapping[int, Expr],
+        sizes: dict[str, int],
+    ) -> list[list[Expr]]:
+        p = self.profile
+        extent: dict[Axis, int] = {}
+
+        def size(a: Axis) -> int:
+            if a not in extent:
+                extent[a] = ix.value(a.extent, sizes)
+            return extent[a]
+
+        memo: dict[frozenset[Axis], float] = {}
+
+        def volume(free: frozenset[Axis]) -> float:
+            known = memo.get(free)
+            if known is None:
+                inside = prod(size(a) for a in free)
+                repeated = prod(-(-size(a) // NOMINAL_TILE) for a in split - free)
+                known = memo[free] = float(inside * repeated)
+            return known
+
+        weights = Weights(
+            1 / p.dram_bytes_per_s, 1 / p.scalar_per_s, 1 / p.dot_f16 / 0.6
+        )
+        extractor = Extractor(self.graph, Coster(volume, weights), given)
+        extractor.run(list(roots))
+        self.counts.add(extractor.counts)
+        return [extractor.terms.get(self.graph.find(r), []) for r in roots]
+
+    # -- kernels --------------------------------------------------------------------------------
+
+    def _stage(
+        self,
+        stage: Sequence[Target],
+        given: Mapping[int, Expr],
+        sizes: Sizes,
+        separate: bool,
+        apart: bool,
+    ) -> list[tuple[tuple[Branch, ...], Config, Prediction]] | None:
+        """Kernels of a stage. `separate`: a branch a store. `apart`: a kernel a branch."""
+        groups: dict[object, list[Target]] = {}
+        for t in stage:
+            key: object = t.shape.tensor.name if separate else frozenset(t.shape.axes)
+            groups.setdefault(key, []).append(t)
+        best: list[tuple[float, Branch]] = []
+        for group in groups.values():
+            options = self._group(tuple(group), given, sizes)
+            if not options:
+                return None
+            best.append(options[0])
+        sets = [(b,) for _, b in best] if apart else [tuple(b for _, b in best)]
+        done = []
+        for branch_set in sets:
+            found = self._ranked(branch_set, sizes)
+            if not found:
+                return None
+            done.append((branch_set, *found[0]))
+        return done
+
+    def _group(
+        self, group: tuple[Target, ...], given: Mapping[int, Expr], sizes: Sizes
+    ) -> list[tuple[float, Branch]]:
+        """Branches that compute a group of stores, fastest predicted first."""
+        key = (tuple(t.number for t in group), tuple(t.shape for t in group), tuple(given), sizes)
+        if key not in self._grouped:
+            shortlist: dict[Branch, float] = {}
+            for branch in self._branches(group, given, sizes):
+                self.assigned += 1
+                if branch not in shortlist:
+                    shortlist[branch] = self._nominal(branch, sizes)
+            order = sorted(shortlist.items(), key=lambda item: (item[1], _text(item[0])))
+            found = []
+            for branch, _ in order[:SHORTLIST]:
+                configs = self._ranked((branch,), sizes)
+                if configs:
+                    found.append((configs[0][1].time_us, branch))
+            self._grouped[key] = sorted(found, key=lambda f: (round(f[0], 4), _text(f[1])))
+        return self._grouped[key]
+
+    def _branches(
+        self, group: tuple[Target, ...], given: Mapping[int, Expr], sizes: Sizes
+    ) -> Iterator[Branch]:
+        stored = frozenset(a for t in group for a in t.shape.axes)
+        numbers = tuple(t.number for t in group)
+        below = {k: v for k, v in given.items() if k not in numbers}
+        for split in self._splits(stored):
+            terms = self._terms(numbers, split, below, dict(sizes))
+            if any(not t for t in terms):
+                continue
+            for choice in _choices(terms):
+                stores = tuple(
+                    replace(t.shape, value=_stored(e, t.shape.tensor.dtype))
+                    for t, e in zip(group, choice, strict=True)
+                )
+                yield from branches(stores, split, dict(sizes))
+
+    def _splits(self, stored: frozenset[Axis]) -> Iterator[frozenset[Axis]]:
+        """Which stored axes are split over programs: all, or all but those as long as a bound axis."""
+        bound = {
+            a.extent
+            for k in self.graph.classes.values()
+            for n in k.nodes
+            if n.op == "reduce"
+            for a in n.attr.axes
+        }
+        may_hold = sorted((a for a in stored if a.extent in bound), key=lambda a: a.name)[:3]
+        for n in range(len(may_hold) + 1):
+            for held in combinations(may_hold, n):
+                yield stored - frozenset(held)
+
+    def _nominal(self, branch: Branch, sizes: Sizes) -> float:
+        model = KernelModel(Kernel("k", (branch,)), dict(sizes), self.profile)
+        best = float("inf")
+        for tile in (16, 32, 64, 128):
+            tiles = []
+            for a in axes_of(model):
+                top = power_of_two(max(e[a] for e in model.extents if a in e))
+                dotted = any(a in f.dot_axes for f in model.parts)
+                tiles.append((a.name, max(16, min(tile, top)) if dotted else min(tile, top)))
+            self.configured += 1
+            config = Config(tuple(sorted(tiles)), 8, 2)
+            time = model.predict(config).time_us
+            best = min(best, time if model.fits(config) else time * 4)
+        return best
+
+    def _ranked(self, branch_set: tuple[Branch, ...], sizes: Sizes) -> Ranked:
+        key = (branch_set, sizes)
+        if key not in self._models:
+            model = KernelModel(Kernel("k", branch_set), dict(sizes), self.profile)
+            self._models[key] = ranked(model)
+            self.configured += len(self._models[key])
+        return self._models[key]
+
+
+def _stored(value: Expr, dtype: str) -> Expr:
+    return cast(value, dtype) if is_float(dtype) or value.dtype != dtype else value
+
+
+def _choices(terms: list[list[Expr]]) -> Iterator[tuple[Expr, ...]]:
+    """The best term of each target; then one target's next best at a time."""
+    base = tuple(t[0] for t in terms)
+    yield base
+    for position, options in enumerate(terms):
+        for other in options[1:]:
+            yield (*base[:position], other, *base[position + 1 :])
+
+
+def _text(branch: Branch) -> str:
+    return repr((branch.roles, [s.value.digest for s in branch.stores]))

@@ -1,0 +1,187 @@
+"""The numeric gate: the emitted kernel itself, run in Triton's interpreter on hostile inputs.
+
+The kernel runs in a process of its own, which several gates share: it needs TRITON_INTERPRET=1 before
+triton is imported, and a kernel that crashes or hangs must not take the search with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from superopt.errors import CheckFailed
+from superopt.mugraph.program import Program
+from superopt.mugraph.serialize import to_json
+from superopt.verify.draws import sample_sizes
+
+SECONDS = 4.0  # about what a gate may take on one core, start of the process aside
+PATIENCE = 30.0  # times that, and the process is taken to hang
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """`worst`: the largest error over what is allowed; the gate passes up to 1.
+
+    `witness`, where it failed: the row of hostile inputs, the sizes, and either output, index, got, want
+    and eager, or what the kernel `raised`. `eager`: how eager's own error was found, `run` or
+    `emulated`. `left_out`: sets of inputs that were too large to run.
+    """
+
+    passed: bool
+    worst: float = 0.0
+    worst_at: str = ""
+    witness: Mapping[str, Any] = field(default_factory=dict)
+    eager: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    scope: str = ""
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"passed: worst {self.worst:.2f} of what is allowed ({self.worst_at}); {self.scope}"
+        w = self.witness
+        at = ", ".join(f"{k}={v}" for k, v in w.get("sizes", {}).items())
+        inputs = f"{w.get('inputs', '')}" + (f" at {at}" if at else "")
+        if "raised" in w:
+            return f"refused: {inputs}: {w['raised']}"
+        what = f"{w['output']}{w['index']}: got {w['got']:.9g}, want {w['want']:.9g}"
+        return f"refused: {inputs}: {what}, eager {w['eager']:.9g} ({self.worst:.3g} of what is allowed)"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; infinities and NaN as text, which JSON can hold."""
+        data: dict[str, Any] = _finite(asdict(self) | {"text": str(self)})
+        return data
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if value - value != 0:
+            return repr(value)
+        case dict():
+            return {k: _finite(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_finite(v) for v in value]
+    return value
+
+
+class WorkerDied(CheckFailed):
+    """The process that runs kernels ended, or was ended because it hung."""
+
+
+class Worker:
+    """The process; started on first use, and again after a death. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.errors = TemporaryFile("w+")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin loading torch and triton (2 to 3 seconds), in the background."""
+        if self.process is not None and self.process.poll() is None:
+            return
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "superopt.verify.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            bufsize=1,
+            env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path},
+        )
+
+    def call(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """The result of one job. Raises TimeoutError after so many seconds, WorkerDied after a crash."""
+        self.start()
+        process = self.process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+        if not select.select([process.stdout], [], [], timeout)[0]:
+            self.close()
+            raise TimeoutError(f"the kernel did not finish in {timeout:.0f} s")
+        line = process.stdout.readline()
+        if not line:
+            raise self._death()
+        result: dict[str, Any] = json.loads(line)
+        if "error" in result:
+            raise WorkerDied(f"the gate itself failed:\n{result['error']}")
+        return result
+
+    def _death(self) -> WorkerDied:
+        code = self.process.wait() if self.process else None
+        self.errors.seek(0)
+        tail = "".join(self.errors.readlines()[-5:])
+        self.close()
+        return WorkerDied(f"the process running kernels ended with code {code}\n{tail}".rstrip())
+
+    def close(self) -> None:
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.communicate()
+        self.process = None
+
+
+def gate_sizes(program: Program, limits: Sequence[Mapping[str, int]] = ()) -> list[dict[str, int]]:
+    """Small sizes, and for each choice of a kernel.py (its `limits`) the sizes just beyond it."""
+    sizes = list(sample_sizes(program.symbols))
+    for limit in limits:
+        beyond = {
+            s.name: min(max(limit.get(s.name, s.low) + 1, s.low), s.high) for s in program.symbols
+        }
+        if beyond not in sizes:
+            sizes.append(beyond)
+    return sizes
+
+
+def gate(
+    program: Program,
+    kernel: Path,
+    *,
+    worker: Worker,
+    name: str | None = None,
+    sizes: Sequence[Mapping[str, int]] | None = None,
+    seed: int = 0,
+    full: bool = False,
+    seconds: float = SECONDS,
+) -> GateResult:
+    """Run function `name` (the program's by default) of a kernel.py on the table of hostile inputs.
+
+    `full` runs every program of every launch and asks that each element be written; else some programs of
+    the last launch run. A kernel that raises, hangs or crashes fails, with that as its witness.
+    """
+    job = {
+        "kernel": str(kernel),
+        "name": name or program.name,
+        "program": to_json(program),
+        "sizes": list(sizes if sizes is not None else gate_sizes(program)),
+        "seed": seed,
+        "seconds": seconds,
+        "full": full,
+    }
+    try:
+        result = worker.call(job, timeout=PATIENCE * max(seconds, 2.0))
+    except (TimeoutError, WorkerDied) as error:
+        return GateResult(False, float("inf"), witness={"inputs": "", "sizes": {}, "raised": str(error)})
+    result["eager"], result["left_out"] = tuple(result["eager"]), tuple(result["left_out"])
+    return GateResult(**result)

@@ -1,0 +1,153 @@
+"""The hostile inputs: one table, a row each. Used inside the worker, where torch is loaded.
+
+`data` makes a float input out of base values of mean 0 and deviation 1; `weight` does so for an input of
+which every extent is fixed, where another input's are not (or where it does not share the first extent of
+an output). Results are clipped to the type's range. Tables of integers stay within their bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from superopt.mugraph.dtypes import DTYPES
+from superopt.mugraph.expr import Tensor
+from superopt.mugraph.index import value as extent_value
+from superopt.mugraph.program import Program
+from superopt.verify.draws import seed_of
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+PERIOD = 1_000_003  # base values repeat after so many: a prime, so that no two rows agree
+
+
+def scaled(factor: float) -> Change:
+    return lambda t: t * factor
+
+
+def around(mean: float) -> Change:
+    return lambda t: t + mean
+
+
+def _sprinkled(*values: float) -> Change:
+    """A few elements, in different rows where there are several, take these values."""
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        flat = t.clone().reshape(-1)
+        for n, v in enumerate(values):
+            if len(flat):
+                flat[(2 * n + 1) * len(flat) // (2 * len(values))] = v
+        return flat.reshape(t.shape)
+
+    return change
+
+
+def _every_third(v: float) -> Change:
+    """Whole rows, every third one and the first among them, take this value."""
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        t = t.clone()
+        t.reshape(-1, t.shape[-1] if t.dim() else 1)[::3] = v
+        return t
+
+    return change
+
+
+def _transposed(t: torch.Tensor) -> torch.Tensor:
+    """The same values, the last two axes exchanged in memory, or every other element of a buffer."""
+    if t.dim() >= 2:
+        return t.mT.contiguous().mT
+    return torch.stack([t, t], dim=-1)[..., 0]
+
+
+def same(t: torch.Tensor) -> torch.Tensor:
+    return t
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    data: Change = same
+    weight: Change = same
+    bools: Change = same
+
+
+ROWS = (
+    Row("ordinary"),
+    Row("data scale 1e-5", scaled(1e-5)),
+    Row("data scale 1e-2", scaled(1e-2)),
+    Row("data scale 1e2", scaled(1e2)),
+    Row("data scale 1e4", scaled(1e4)),
+    Row("weight scale 1e-2", weight=scaled(1e-2)),
+    Row("weight scale 8", weight=scaled(8.0)),
+    Row("mean over spread 30", around(30.0)),
+    Row("mean over spread 1000", around(1000.0)),
+    Row("a few infinities", _sprinkled(float("inf"), float("-inf"))),
+    Row("a few NaN", _sprinkled(float("nan"))),
+    Row("rows of -inf, masks false", _every_third(float("-inf")), bools=torch.zeros_like),
+    Row("zeros", torch.zeros_like),
+    Row("other strides", _transposed),
+)
+
+
+class Inputs:
+    """Makes a program's inputs on the CPU; base values are drawn once and kept for fixed shapes."""
+
+    def __init__(self, program: Program, seed: int) -> None:
+        self.program, self.seed = program, seed
+        self.pool = torch.randn(PERIOD, generator=torch.Generator().manual_seed(seed % 2**63))
+        self.kept: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+        self.weights = _weights(program)
+
+    def make(self, row: Row, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        return {t.name: self._input(t, row, sizes) for t in self.program.inputs}
+
+    def _input(self, tensor: Tensor, row: Row, sizes: Mapping[str, int]) -> torch.Tensor:
+        shape = tuple(extent_value(e, dict(sizes)) for e in tensor.shape)
+        kind = DTYPES[tensor.dtype].kind
+        if kind == "bool":
+            return row.bools(self._base(tensor, shape) < 0.7)
+        if kind == "int":
+            return self._integers(tensor, shape, sizes)
+        dtype = getattr(torch, DTYPES[tensor.dtype].torch)
+        change = row.weight if tensor in self.weights else row.data
+        base = self._base(tensor, shape, dtype)
+        if change is same:
+            return base
+        made, most = change(base), torch.finfo(dtype).max
+        if made.isinf().any() and not row.name.startswith(("a few", "rows")):
+            made = made.clamp(-most, most)
+        return made
+
+    def _base(
+        self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        key = (tensor.name, shape)
+        if key not in self.kept:
+            if tensor not in self.weights:  # one set of sizes at a time
+                self.kept = {k: t for k, t in self.kept.items() if k[0] != tensor.name}
+            count = torch.Size(shape).numel()
+            pool = self.pool.roll(seed_of(tensor.name) % PERIOD).to(dtype)
+            self.kept[key] = pool.repeat(-(-max(count, 1) // PERIOD))[:count].reshape(shape)
+        return self.kept[key]
+
+    def _integers(
+        self, tensor: Tensor, shape: tuple[int, ...], sizes: Mapping[str, int]
+    ) -> torch.Tensor:
+        low, high = 0, 4
+        if tensor.bounds is not None:
+            low, high = (extent_value(e, dict(sizes)) for e in tensor.bounds)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, tensor.name) % 2**63)
+        dtype = getattr(torch, DTYPES[tensor.dtype].torch)
+        return torch.randint(low, max(high, low + 1), shape, generator=generator).to(dtype)
+
+
+def _weights(program: Program) -> set[Tensor]:
+    """Inputs of fixed shape, where others vary; else those that share no output's first extent."""
+    fixed = {t for t in program.inputs if all(e.op == "const" for e in t.shape)}
+    if len(fixed) < len(program.inputs):
+        return fixed
+    first = {t.shape[0] for t in program.outputs if t.shape}
+    return {t for t in program.inputs if not t.shape or t.shape[0] not in first}

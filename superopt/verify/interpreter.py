@@ -1,0 +1,275 @@
+"""Triton's interpreter, made to do what a GPU does, and watched. Imported by the worker only.
+
+Set TRITON_INTERPRET=1 before torch and triton are first imported. `faithful()` mends, for the process:
+bfloat16 arithmetic (3.7 adds and multiplies its bit patterns), rounding to bfloat16 (3.7 truncates),
+maximum and minimum of a NaN (a GPU's drop it unless told to propagate), and reductions by a function
+(3.7 takes microseconds an element; here halves are folded, as a GPU does).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from superopt.mugraph.evaluate import Array
+
+Builder = interpreter.InterpreterBuilder
+Executor = interpreter.GridExecutor
+Handle = interpreter.TensorHandle
+_call = Executor.__call__
+_load, _store = Builder.create_masked_load, Builder.create_masked_store
+_rmw, _cas = Builder.create_atomic_rmw, Builder.create_atomic_cas
+
+ACCESS_COST, LANE_COST = 1e-3, 3e-8  # about what the interpreter takes, in seconds
+
+
+class BadAccess(Exception):
+    """A kernel touched memory that is no tensor's, or stored an element twice in a launch."""
+
+
+# -- doing what a GPU does ----------------------------------------------------------------------
+
+
+def widen(bits: Array) -> Array:
+    """bfloat16, as its bits, to float32."""
+    return (np.ascontiguousarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def narrow(x: Array) -> Array:
+    """float32 to the bits of the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    even = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = ((bits.astype(np.uint64) + np.uint64(0x7FFF) + even) >> np.uint64(16)).astype(np.uint16)
+    return np.where(np.isnan(x), np.uint16(0x7FC0), rounded).reshape(np.shape(x))
+
+
+def _is_bf16(dtype: Any) -> bool:
+    return bool(dtype.scalar == tl.bfloat16)
+
+
+_convert_float = interpreter._convert_float
+_binary, _unary, _dot = Builder.binary_op, Builder.unary_op, Builder.create_dot
+
+
+def _convert(x: Array, source: Any, target: Any, rounding: Any) -> Array:
+    if source == tl.bfloat16 and target == tl.float32:
+        return widen(x).reshape(x.shape).view(np.uint32)
+    if source == tl.float32 and target == tl.bfloat16:
+        return narrow(x)
+    return np.asarray(_convert_float(x, source, target, rounding))
+
+
+def _wide(handle: Any) -> Any:
+    if not _is_bf16(handle.dtype):
+        return handle
+    return Handle(widen(handle.data).reshape(handle.data.shape), tl.float32)
+
+
+def _bf16_binary(self: Any, a: Any, b: Any, op: Any) -> Any:
+    if not _is_bf16(a.dtype):
+        return _binary(self, a, b, op)
+    result = op(_wide(a).data, _wide(b).data)
+    return Handle(result if result.dtype == bool else narrow(result), a.dtype.scalar)
+
+
+def _bf16_unary(self: Any, a: Any, op: Any) -> Any:
+    if not _is_bf16(a.dtype):
+        return _unary(self, a, op)
+    return Handle(narrow(op(_wide(a).data)), a.dtype.scalar)
+
+
+def _bf16_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+    return _dot(self, _wide(a), _wide(b), *rest)
+
+
+def _fold(self: Any, input: Any) -> Any:
+    """ReduceOps.generic_reduce: fold the two halves of the axis until one element is left."""
+    whole = self.axis is None
+    values, axis = self.unravel(input, self.axis)
+    types = [v.dtype for v in values]
+    parts = [np.moveaxis(v.handle.data, axis, 0) for v in values]
+    rank = input[0].handle.data.ndim
+    while (n := len(parts[0])) > 1:
+        half = n // 2  # extents of tiles are powers of two
+        sides = ([p[:half] for p in parts], [p[half:] for p in parts])
+        tensors = [self.to_tensor(p, t) for side in sides for p, t in zip(side, types, strict=True)]
+        result = self.combine_fn.fn(*tensors)
+        parts = [r.handle.data for r in (result if isinstance(result, tuple) else (result,))]
+    done = []
+    for part, dtype in zip(parts, types, strict=True):
+        value = part[0]
+        if self.keep_dims:
+            value = value.reshape((1,) * rank) if whole else np.expand_dims(value, axis)
+        done.append(self.to_tensor(value, dtype))
+    return done
+
+
+def faithful() -> None:
+    """Mend the interpreter of this process; see the module's text."""
+    interpreter._convert_float = _convert
+    Builder.binary_op, Builder.unary_op, Builder.create_dot = _bf16_binary, _bf16_unary, _bf16_dot
+    Builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
+    Builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
+    interpreter.ReduceOps.generic_reduce = _fold
+
+
+# -- watching -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Launch:
+    """One launch as it was run: its grid, and the estimated seconds of one of its programs."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    ran: int = 0
+    cost: float = 0.0
+
+    @property
+    def programs(self) -> int:
+        return prod(self.grid)
+
+
+@dataclass
+class Region:
+    """A storage that a launch may touch; `written` marks the bytes that stores reached."""
+
+    low: int
+    high: int
+    written: Array | None  # None: an input
+    keep: Any = None
+
+
+Plan = Callable[[int, int], "set[int] | None"]  # (launch, programs) -> which to run; None: all
+
+
+@dataclass
+class Watch:
+    """Runs chosen programs of every launch, and records what is stored where.
+
+    Raises BadAccess (inside Triton's InterpreterError) for an access outside of every argument, a store
+    to an input, and an element that two programs of a launch store.
+    """
+
+    plan: Plan
+    inputs: list[torch.Tensor]
+    launches: list[Launch] = field(default_factory=list)
+    regions: dict[int, Region] = field(default_factory=dict)
+    fresh: dict[int, Array] = field(default_factory=dict)  # bytes stored by the running launch
+
+    def __post_init__(self) -> None:
+        for t in self.inputs:
+            self._region(t, is_input=True)
+
+    def __enter__(self) -> Watch:
+        watch = self
+
+        def call(executor: Any, *args: Any, **kwargs: Any) -> None:
+            watch._launch(executor, args, kwargs)
+
+        Executor.__call__ = call
+        Executor._restore_args_dev = lambda *_: None  # CPU tensors are used in place
+        Builder.create_masked_load = lambda b, p, m, *rest: (
+            watch._touch(p, m, False),
+            _load(b, p, m, *rest),
+        )[1]
+        Builder.create_masked_store = lambda b, p, v, m, *rest: (
+            watch._touch(p, m, True),
+            _store(b, p, v, m, *rest),
+        )[1]
+        Builder.create_atomic_rmw = lambda b, op, p, v, m, *rest: (
+            watch._touch(p, m, True, atomic=True),
+            _rmw(b, op, p, v, m, *rest),
+        )[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Executor.__call__ = _call
+        Builder.create_masked_load, Builder.create_masked_store = _load, _store
+        Builder.create_atomic_rmw = _rmw
+
+    def written(self, tensor: torch.Tensor) -> Array:
+        """Which elements of a tensor were stored; all of them where no launch was given it."""
+        region = self.regions.get(tensor.untyped_storage().data_ptr())
+        if region is None or region.written is None:
+            return np.ones(tuple(tensor.shape), bool)
+        size = tensor.element_size()
+        elements = torch.from_numpy(region.written[::size].copy())
+        return elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).numpy()
+
+    def _region(self, tensor: torch.Tensor, is_input: bool = False) -> None:
+        storage = tensor.untyped_storage()
+        low, size = storage.data_ptr(), storage.nbytes()
+        if low in self.regions or not size:
+            return
+        if not is_input and tensor.dtype.is_floating_point:
+            tensor.fill_(float("nan"))  # what nobody writes must not look right
+        written = None if is_input else np.zeros(size, bool)
+        self.regions[low] = Region(low, low + size, written, tensor)
+
+    def _launch(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for a in (*args, *kwargs.values()):
+            if isinstance(a, torch.Tensor):
+                self._region(a)
+        self.fresh = {
+            low: np.zeros_like(r.written) for low, r in self.regions.items() if r.written is not None
+        }
+        self.launches.append(Launch(executor.fn.__name__, (0, 0, 0)))
+        executor.fn = _Chosen(executor.fn, self, len(self.launches) - 1)
+        with np.errstate(all="ignore"):
+            _call(executor, *args, **kwargs)
+        self.launches[-1].grid = interpreter.interpreter_builder.grid_dim
+
+    def _touch(self, pointers: Any, mask: Any, write: bool, atomic: bool = False) -> None:
+        launch = self.launches[-1]
+        launch.cost += ACCESS_COST + LANE_COST * pointers.data.size
+        active = pointers.data
+        if mask is not None:
+            active = active[np.broadcast_to(mask.data, active.shape)]
+        if not active.size:
+            return
+        width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        low, high = int(active.min()), int(active.max()) + width
+        region = next((r for r in self.regions.values() if r.low <= low and high <= r.high), None)
+        program = interpreter.interpreter_builder.grid_idx
+        if region is None:
+            verb = "stores" if write else "loads"
+            raise BadAccess(f"{launch.kernel}, program {program}: {verb} outside of every tensor")
+        if not write:
+            return
+        if region.written is None:
+            raise BadAccess(f"{launch.kernel}, program {program}: stores to an input")
+        at = (active - np.uint64(region.low)).astype(np.int64).ravel()
+        if not atomic:
+            fresh = self.fresh[region.low]
+            if fresh[at].any() or len(np.unique(at)) < len(at):
+                raise BadAccess(f"{launch.kernel}, program {program}: stores an element twice")
+            fresh[at] = True
+        region.written[at] = True
+
+
+class _Chosen:
+    """A kernel's function that runs only the chosen programs of the grid."""
+
+    def __init__(self, fn: Any, watch: Watch, launch: int) -> None:
+        self.fn, self.watch, self.launch = fn, watch, launch
+        self.__name__, self.__globals__ = fn.__name__, fn.__globals__
+        self.__signature__ = inspect.signature(fn)
+        self.chosen: set[int] | None = None
+        self.count = 0
+
+    def __call__(self, **arguments: Any) -> None:
+        if self.count == 0:
+            self.chosen = self.watch.plan(self.launch, prod(interpreter.interpreter_builder.grid_dim))
+        self.count += 1
+        if self.chosen is None or self.count - 1 in self.chosen:
+            self.watch.launches[self.launch].ran += 1
+            self.fn(**arguments)

@@ -1,0 +1,373 @@
+"""The process that runs emitted kernels: `python -m superopt.verify.worker`, TRITON_INTERPRET=1 set.
+
+Jobs come in and results go out as lines of JSON; `gate.py` holds the other end.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from superopt.mugraph.dtypes import DTYPES
+from superopt.mugraph.evaluate import Array, Evaluator, run_program
+from superopt.mugraph.expr import Axis, Tensor
+from superopt.mugraph.index import value as extent_value
+from superopt.mugraph.program import Program, Store
+from superopt.mugraph.serialize import from_json
+from superopt.verify import closed, draws
+from superopt.verify.hostile import ROWS, Inputs, Row
+from superopt.verify.interpreter import Watch, faithful, widen
+from superopt.verify.judge import judge
+from superopt.verify.tested import describe
+
+MOST_PROGRAMS = 6  # of the last launch, for one set of inputs
+MOST_ELEMENTS = 4096  # compared in one output, for one set of inputs
+MOST_WORK = 6_000_000  # scalar operations of a reference, for one output and set of inputs
+EAGER_WORK = 3_000_000  # up to here eager itself is run; beyond, its rounding is emulated
+MOST_COST = 6.0  # estimated seconds of earlier launches, above which a set of inputs is left out
+
+
+def to_numpy(t: torch.Tensor) -> Array:
+    """The values of a CPU tensor, float64 for bfloat16."""
+    if t.dtype == torch.bfloat16:
+        return widen(t.contiguous().view(torch.int16).numpy().view(np.uint16)).astype(np.float64)
+    return t.numpy()
+
+
+def lazily(t: torch.Tensor) -> Any:
+    """A tensor for the evaluator, which takes out and widens only the elements that it reads."""
+    if t.dim() == 0 or t.dtype != torch.bfloat16:
+        return to_numpy(t)
+    bits = t.view(torch.int16).numpy().view(np.uint16)
+    return draws.Indexed(t.shape, np.float64, lambda at: widen(bits[at]).astype(np.float64))
+
+
+@dataclass
+class Failure(Exception):
+    """The gate's witness."""
+
+    witness: dict[str, Any]
+
+
+class Job:
+    """One kernel against one program."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self.program: Program = from_json(job["program"])
+        self.sizes: list[dict[str, int]] = job["sizes"]
+        self.seed: int = job["seed"]
+        self.seconds: float = job["seconds"]
+        self.full: bool = job["full"]
+        self.module = load(job["kernel"])
+        self.kernel: Callable[..., Any] = getattr(self.module, job["name"])
+        self.inputs = Inputs(self.program, self.seed)
+        self.worst, self.worst_at = 0.0, ""
+        self.eager: set[str] = set()
+        self.left_out: list[str] = []
+        self.runs = self.ran = self.compared = 0
+        self.costs: dict[str, list[tuple[int, float]]] = {}  # sizes -> (programs, cost) a launch
+
+    def run(self) -> dict[str, Any]:
+        plan = list(self.plan())
+        try:
+            for n, (row, sizes) in enumerate(plan):
+                self.one(n, len(plan), row, sizes)
+        except Failure as failure:
+            return self.result(failure.witness)
+        return self.result({})
+
+    def result(self, witness: dict[str, Any]) -> dict[str, Any]:
+        ran = f"{self.runs} sets of inputs, {self.ran} programs, {self.compared} elements compared"
+        return {
+            "passed": not witness,
+            "worst": witness.get("ratio", self.worst),
+            "worst_at": self.worst_at,
+            "witness": witness,
+            "eager": sorted(self.eager),
+            "left_out": self.left_out,
+            "scope": f"{describe(self.sizes)}; {ran}",
+        }
+
+    def plan(self) -> Iterator[tuple[Row, dict[str, int]]]:
+        """Ordinary inputs at every size; each hostile row at one size, a different one in turn."""
+        for sizes in self.sizes:
+            yield ROWS[0], sizes
+        elements = [sum(self.numel(t, s) for t in self.program.inputs) for s in self.sizes]
+        least = min(elements)
+        large = [s for s, n in zip(self.sizes, elements, strict=True) if n > least] or self.sizes
+        small = [s for s in large if all(v <= 128 for v in s.values())] or large
+        for n, row in enumerate(ROWS[1:]):
+            yield row, small[n % len(small)]
+
+    def numel(self, t: Tensor, sizes: Mapping[str, int]) -> int:
+        return int(np.prod([extent_value(e, dict(sizes)) for e in t.shape]))
+
+    # -- one set of inputs ----------------------------------------------------------------------
+
+    def one(self, n: int, of: int, row: Row, sizes: dict[str, int]) -> None:
+        where = {"inputs": row.name, "sizes": sizes}
+        inputs = self.inputs.make(row, sizes)
+        chosen = self.choose(n, of, inputs, sizes, where)
+        if chosen is None:
+            self.left_out.append(f"{row.name} at {sizes}: its earlier launches are too large")
+            return
+        outputs, watch = self.launch(inputs, lambda launch, _: chosen[launch], where)
+        self.runs += 1
+        self.ran += sum(launch.ran for launch in watch.launches)
+        written = [watch.written(t) for t in outputs]
+        self.check_shapes(outputs, sizes, where)
+        everything = self.full or all(c is None for c in chosen)
+        if everything:
+            self.check_whole(written, where)
+        self.compare(inputs, outputs, written, sizes, where, random.Random(f"{self.seed} {n}"))
+
+    def launch(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        plan: Callable[[int, int], set[int] | None],
+        where: Mapping[str, Any],
+    ) -> tuple[list[torch.Tensor], Watch]:
+        arguments = {k: t for k, t in inputs.items() if k in self.parameters}
+        try:
+            with Watch(plan, list(inputs.values())) as watch, torch.no_grad():
+                result = self.kernel(**arguments)
+        except Exception as error:
+            cause = error
+            while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
+                cause = cause.__cause__
+            message = f"{type(cause).__name__}: {cause}"
+            raise Failure({**where, "raised": message, "ratio": float("inf")}) from error
+        return list(result) if isinstance(result, tuple | list) else [result], watch
+
+    @property
+    def parameters(self) -> list[str]:
+        return list(inspect.signature(self.kernel).parameters)
+
+    def choose(
+        self,
+        n: int,
+        of: int,
+        inputs: Mapping[str, torch.Tensor],
+        sizes: Mapping[str, int],
+        where: Mapping[str, Any],
+    ) -> list[set[int] | None] | None:
+        """The programs of each launch to run: all but in the last; None where those are too many.
+
+        Costs come from running the first program of each launch, once for each sizes, and are counted,
+        not timed, so that the choice is the same everywhere.
+        """
+        key = json.dumps(sizes, sort_keys=True)
+        if key not in self.costs:
+            _, watch = self.launch(inputs, lambda *_: {0}, where)
+            self.costs[key] = [(launch.programs, launch.cost) for launch in watch.launches]
+        costs = self.costs[key]
+        if self.full or not costs:
+            return [None] * len(costs)
+        earlier = sum(programs * cost for programs, cost in costs[:-1])
+        if earlier > MOST_COST:
+            return None
+        programs, cost = costs[-1]
+        share = self.seconds / of - earlier
+        count = max(1, min(MOST_PROGRAMS, int(share / max(cost, 1e-6))))
+        if count >= programs:
+            return [None] * len(costs)
+        ends = [0, programs - 1] if n % 2 == 0 else [programs - 1, 0]
+        inner = random.Random(f"{self.seed} {n}").sample(range(programs), min(programs, count))
+        order = inner + ends if n % 4 > 1 and count < 3 else ends + inner
+        return [*([None] * (len(costs) - 1)), set(list(dict.fromkeys(order))[:count])]
+
+    def check_shapes(
+        self, outputs: Sequence[torch.Tensor], sizes: Mapping[str, int], where: Mapping[str, Any]
+    ) -> None:
+        wanted = [
+            ([extent_value(e, dict(sizes)) for e in t.shape], DTYPES[t.dtype].torch)
+            for t in self.program.outputs
+        ]
+        got = [(list(t.shape), str(t.dtype).removeprefix("torch.")) for t in outputs]
+        if got != wanted:
+            text = f"returns {got}, want {wanted}"
+            raise Failure({**where, "raised": text, "ratio": float("inf")})
+
+    def check_whole(self, written: Sequence[Array], where: Mapping[str, Any]) -> None:
+        for tensor, mask in zip(self.program.outputs, written, strict=True):
+            if not mask.all():
+                index = [int(i) for i in np.argwhere(~mask)[0]]
+                text = f"no program writes element {index} of {tensor.name}"
+                raise Failure(
+                    {**where, "output": tensor.name, "index": index, "raised": text, "ratio": float("inf")}
+                )
+
+    # -- comparing ------------------------------------------------------------------------------
+
+    def compare(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        written: Sequence[Array],
+        sizes: Mapping[str, int],
+        where: dict[str, Any],
+        rng: random.Random,
+    ) -> None:
+        references = self.references(inputs, outputs, written, sizes, rng)
+        for tensor, output, (at, mask, want, eager) in zip(
+            self.program.outputs, outputs, references, strict=True
+        ):
+            got = to_numpy(output)[at].astype(np.float64)
+            verdict = judge(got, want.astype(np.float64), eager.astype(np.float64), tensor.dtype, mask)
+            self.compared += verdict.compared
+            if verdict.ratio > self.worst:
+                self.worst, self.worst_at = verdict.ratio, f"{where['inputs']} at {where['sizes']}"
+            if verdict.ratio > 1 and verdict.at is not None:
+                spot = verdict.at
+                index = [int(np.broadcast_to(i, got.shape)[spot]) for i in at]
+                values = {"got": got[spot], "want": want[spot], "eager": eager[spot]}
+                numbers = {k: float(v) for k, v in values.items()}
+                raise Failure(
+                    {**where, "output": tensor.name, "index": index, **numbers, "ratio": verdict.ratio}
+                )
+
+    def references(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        written: Sequence[Array],
+        sizes: Mapping[str, int],
+        rng: random.Random,
+    ) -> Iterator[tuple[Any, Array, Array, Array]]:
+        """For each output: where to look, which elements there were written, float64's and eager's."""
+        arrays = {name: lazily(t) for name, t in inputs.items()}
+        work = closed.work(self.program.roots, {}, sizes)
+        whole = self.eager_outputs(inputs) if work <= EAGER_WORK else None
+        try:
+            stores = closed.plain_stores(self.program)
+        except closed.NotClosed:
+            yield from self.whole_references(arrays, outputs, written, sizes, whole)
+            return
+        for n, (tensor, mask) in enumerate(zip(self.program.outputs, written, strict=True)):
+            store = stores[tensor]
+            points = points_in(mask, store, sizes, rng)
+            at = grid(store, points, mask.shape)
+            evaluators = [Evaluator(arrays, sizes, points=points, rounding=r) for r in (False, True)]
+            axes = order(store)
+            shape = [len(points[a]) for a in axes]
+            want = np.broadcast_to(evaluators[0].align(store.value, axes), shape)
+            if whole is not None:
+                eager = to_numpy(whole[n])[at].reshape(shape)
+            else:
+                self.eager.add("emulated")
+                eager = np.broadcast_to(evaluators[1].align(store.value, axes), shape)
+            full = mask[at].shape
+            yield at, mask[at], want.reshape(full), eager.reshape(full)
+
+    def whole_references(
+        self,
+        arrays: Mapping[str, Array],
+        outputs: Sequence[torch.Tensor],
+        written: Sequence[Array],
+        sizes: Mapping[str, int],
+        whole: Sequence[torch.Tensor] | None,
+    ) -> Iterator[tuple[Any, Array, Array, Array]]:
+        given = {name: np.asarray(a) for name, a in arrays.items()}
+        want = run_program(self.program, given, sizes)
+        rounded = run_program(self.program, given, sizes, rounding=True) if whole is None else {}
+        for n, (tensor, mask) in enumerate(zip(self.program.outputs, written, strict=True)):
+            at = tuple(np.ix_(*(np.arange(k) for k in mask.shape)))
+            eager = rounded[tensor.name] if whole is None else to_numpy(whole[n])
+            yield at if at else (), mask, want[tensor.name], eager
+
+    def eager_outputs(self, inputs: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
+        arguments = {k: t.clone() for k, t in inputs.items() if k in self.parameters}
+        with torch.no_grad():
+            result = self.module.reference(**arguments)
+        self.eager.add("run")
+        return result if isinstance(result, tuple | list) else [result]
+
+
+def order(store: Store) -> tuple[Axis, ...]:
+    """A plain store's axes, in the order of the tensor's dimensions."""
+    return tuple(i.attr for i in store.indices if i.op == "axis")
+
+
+def grid(store: Store, points: Mapping[Axis, Array], shape: Sequence[int]) -> Any:
+    """The indices that pick the points out of an output of this shape."""
+    at = [points[i.attr] if i.op == "axis" else np.zeros(1, np.int64) for i in store.indices]
+    return np.ix_(*at) if shape else ()
+
+
+def points_in(
+    mask: Array, store: Store, sizes: Mapping[str, int], rng: random.Random
+) -> dict[Axis, Array]:
+    """Index values whose product lies mostly among the elements written."""
+    lines = _lines(mask, rng)
+    dims = [(d, i.attr) for d, i in enumerate(store.indices) if i.op == "axis"]
+    values = {a: lines[d] for d, a in dims}
+    count = {a: len(v) for a, v in values.items()}
+
+    def too_many() -> bool:
+        total = float(np.prod([float(n) for n in count.values()]))
+        return total > MOST_ELEMENTS or closed.work([store.value], count, sizes) > MOST_WORK
+
+    while max(count.values(), default=1) > 1 and too_many():
+        widest = max(count, key=lambda a: (count[a], a.name))
+        count[widest] = -(-count[widest] // 2)
+    return {
+        a: np.asarray(sorted(rng.sample(list(map(int, v)), count[a])), np.int64)
+        for a, v in values.items()
+    }
+
+
+def _lines(mask: Array, rng: random.Random) -> list[Array]:
+    """For each dimension, the indices written on lines through some of the elements written."""
+    flat = np.flatnonzero(mask)
+    if not len(flat):
+        return [np.arange(0) for _ in mask.shape]
+    picks = {int(flat[0]), int(flat[-1]), *(int(flat[rng.randrange(len(flat))]) for _ in range(3))}
+    lines: list[set[int]] = [set() for _ in mask.shape]
+    for pick in sorted(picks):
+        at = np.unravel_index(pick, mask.shape)
+        for d in range(mask.ndim):
+            line = mask[tuple(slice(None) if e == d else i for e, i in enumerate(at))]
+            lines[d].update(map(int, np.flatnonzero(line)))
+    return [np.asarray(sorted(line), np.int64) for line in lines]
+
+
+def load(path: str) -> ModuleType:
+    """Import a kernel.py, its kernels decorated for the interpreter."""
+    spec = importlib.util.spec_from_file_location("superopt_kernel_under_test", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def serve() -> None:
+    """Answer jobs until the input ends. What kernels print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    faithful()
+    for line in sys.stdin:
+        try:
+            result = Job(json.loads(line)).run()
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        answers.write(json.dumps(result) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve()
