@@ -136,7 +136,9 @@ def tensors_for(at: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
     """Small integers in float64: sums and products of them are exact in any order."""
     random = np.random.default_rng(seed)
     shapes = {t.name: [value(e, at) for e in t.shape] for t in TENSORS}
-    return {name: random.integers(-3, 4, shape).astype(np.float64) for name, shape in shapes.items()}
+    return {
+        name: random.integers(-3, 4, shape).astype(np.float64) for name, shape in shapes.items()
+    }
 
 
 def stores_of(values: list[Expr]) -> tuple[Store, ...]:

@@ -123,7 +123,8 @@ def _within(extent_of):
 @given(scalars, sizes, st.tuples(*map(_within, (P, Q, R, U))), st.integers(1, 15))
 def test_substituting_is_indexing(e, at, targets, chosen):
     axes = (P, Q, R, U)
-    binding = {a: to for n, (a, to) in enumerate(zip(axes, targets)) if chosen >> n & 1}
+    bound = [chosen >> n & 1 for n in range(4)]
+    binding = {a: to for a, to, use in zip(axes, targets, bound, strict=True) if use}
     run = Evaluator(tensors_for(at), at)
     shape = run.shape(axes)
     whole = np.broadcast_to(run.align(e, axes), shape)

@@ -1,4 +1,4 @@
-"""A µGraph means what its program means, whatever its roles and tiles; and bad accesses are caught."""
+"""A µGraph means what its program means, whatever its roles and tiles; bad accesses are caught."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,9 @@ def branch(stores, **by_name):
 
 def graph_of(*branches, inputs=TENSORS, outputs=None):
     stored = tuple(dict.fromkeys(s.tensor for b in branches for s in b.stores))
-    return KernelGraph("g", inputs, (Kernel("k0", branches),), stored if outputs is None else outputs)
+    return KernelGraph(
+        "g", inputs, (Kernel("k0", branches),), stored if outputs is None else outputs
+    )
 
 
 @settings(max_examples=400, deadline=None)
@@ -43,7 +45,9 @@ def test_roles_and_tiles_do_not_change_the_meaning(values, by_name, tile, at, fi
     b = branch(stores, **by_name)
     for name in by_name:  # the nearest legal choice: what may not be split is looped, or held
         if illegal(b):
-            b = branch(stores, **(b.by_name | {name: "loop" if by_name[name] != "loop" else "whole"}))
+            b = branch(
+                stores, **(b.by_name | {name: "loop" if by_name[name] != "loop" else "whole"})
+            )
     assume(illegal(b) is None)
     inputs = tensors_for(at)
     if field:
@@ -59,11 +63,11 @@ def test_roles_and_tiles_do_not_change_the_meaning(values, by_name, tile, at, fi
 # -- traps: the last that passes beside the first that fails --------------------------------------
 
 B = Symbol("B", 0, 64)
-I, J = Axis("i", sym(B)), Axis("j", index(3))
+A, J = Axis("a", sym(B)), Axis("j", index(3))
 X = Tensor("x", (sym(B), index(3)), "f32")
 OUT = Tensor("out", (sym(B), index(3)), "f32")
-x = load(X, [axis(I), axis(J)])
-TILES = [Config((("i", 4), ("j", 2)))]
+x = load(X, [axis(A), axis(J)])
+TILES = [Config((("a", 4), ("j", 2)))]
 
 
 def run(*branches, at=6, inputs=(X,), outputs=None, configs=TILES):
@@ -72,9 +76,9 @@ def run(*branches, at=6, inputs=(X,), outputs=None, configs=TILES):
 
 
 def shifted(by, guard=None):
-    moved = op("add", axis(I), index(by))
+    moved = op("add", axis(A), index(by))
     inside = {} if guard is None else {"guard": guard(moved)}
-    return branch([store(OUT, (I, J), load(X, [moved, axis(J)], **inside))], i="grid", j="loop")
+    return branch([store(OUT, (A, J), load(X, [moved, axis(J)], **inside))], a="grid", j="loop")
 
 
 @pytest.mark.parametrize("by, ok", [(0, True), (1, False), (-1, False)])
@@ -94,25 +98,25 @@ def test_a_guarded_load_is_zero_outside():
 
 @pytest.mark.parametrize("by, ok", [(0, True), (1, False)])
 def test_a_store_out_of_bounds(by, ok):
-    s = Store(OUT, (I, J), (op("add", axis(I), index(by)), axis(J)), x)
+    s = Store(OUT, (A, J), (op("add", axis(A), index(by)), axis(J)), x)
     if ok:
-        run(branch([s], i="grid", j="whole"))
+        run(branch([s], a="grid", j="whole"))
         return
     with pytest.raises(IllegalAccess, match="store to out: index 6 is outside 0..5"):
-        run(branch([s], i="grid", j="whole"))
+        run(branch([s], a="grid", j="whole"))
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_an_element_stored_twice(role):
-    clash = Store(OUT, (I, J), (op("floordiv", axis(I), index(2)), axis(J)), x)
+    clash = Store(OUT, (A, J), (op("floordiv", axis(A), index(2)), axis(J)), x)
     with pytest.raises(IllegalAccess, match="element .* of out is stored twice in this launch"):
-        run(branch([clash], i=role, j="whole"))
+        run(branch([clash], a=role, j="whole"))
 
 
 def test_two_branches_may_not_store_one_element():
-    top = Store(OUT, (I, J), (axis(I), axis(J)), x)
+    top = Store(OUT, (A, J), (axis(A), axis(J)), x)
     with pytest.raises(IllegalAccess, match="stored twice"):
-        run(branch([top], i="grid", j="whole"), branch([top], i="loop", j="whole"))
+        run(branch([top], a="grid", j="whole"), branch([top], a="loop", j="whole"))
 
 
 def test_an_output_must_be_whole():
@@ -134,38 +138,38 @@ def test_an_output_must_be_whole():
 def _two_kernels(first_axis, late=False):
     temp = Tensor("temp", (sym(B), index(3)), "f32")
     first = store(temp, (first_axis, J), load(X, [axis(first_axis), axis(J)]))
-    second = store(OUT, (I, J), op("neg", load(temp, [axis(I), axis(J)])))
+    second = store(OUT, (A, J), op("neg", load(temp, [axis(A), axis(J)])))
     kernels = [
         Kernel("first", (branch([first], **{first_axis.name: "grid", "j": "whole"}),)),
-        Kernel("second", (branch([second], i="grid", j="loop"),)),
+        Kernel("second", (branch([second], a="grid", j="loop"),)),
     ]
     graph = KernelGraph("g", (X,), tuple(kernels[::-1] if late else kernels), (OUT,))
     inputs = {"x": np.arange(18.0).reshape(6, 3)}
-    tile = Config((("i", 4), ("h", 4), ("j", 2)))
+    tile = Config((("a", 4), ("h", 4), ("j", 2)))
     return run_graph(graph, [tile, tile], inputs, {"B": 6})
 
 
 def test_kernels_pass_temporaries():
-    got = _two_kernels(I)
+    got = _two_kernels(A)
     assert np.array_equal(got["out"], -np.arange(18.0).reshape(6, 3))
     assert np.array_equal(got["temp"], np.arange(18.0).reshape(6, 3))
 
 
 def test_a_temporary_must_be_written_before_it_is_loaded():
     with pytest.raises(IllegalAccess, match="second: load of temp: no kernel has stored it"):
-        _two_kernels(I, late=True)
+        _two_kernels(A, late=True)
     with pytest.raises(IllegalAccess, match="second: load of temp: an element that no kernel"):
         _two_kernels(Axis("h", op("floordiv", sym(B), index(2))))
 
 
 def test_what_no_program_may_do_is_refused_before_it_runs():
     with pytest.raises(IllFormed, match="k0: axis j has no role"):
-        run(branch([store(OUT, (I, J), x)], i="grid"))
-    with pytest.raises(IllFormed, match="no tile for axis i"):
+        run(branch([store(OUT, (A, J), x)], a="grid"))
+    with pytest.raises(IllFormed, match="no tile for axis a"):
         run(shifted(0), configs=[Config((("j", 2),))])
     with pytest.raises(IllFormed, match="0 configs for 1 kernels"):
         run(shifted(0), configs=[])
-    own = branch([store(OUT, (I, J), load(OUT, [axis(I), axis(J)]))], i="grid", j="whole")
+    own = branch([store(OUT, (A, J), load(OUT, [axis(A), axis(J)]))], a="grid", j="whole")
     with pytest.raises(IllFormed, match="out is loaded by the launch that stores it"):
         run(own)
 
@@ -174,7 +178,7 @@ def test_what_no_program_may_do_is_refused_before_it_runs():
 @pytest.mark.parametrize("monoid, empty", [("sum", 0.0), ("prod", 1.0), ("max", -np.inf)])
 def test_masked_lanes_and_empty_axes_are_neutral(role, monoid, empty):
     total = Tensor("total", (index(3),), "f32")
-    b = branch([store(total, (J,), reduce(monoid, (I,), x))], i=role, j="grid")
+    b = branch([store(total, (J,), reduce(monoid, (A,), x))], a=role, j="grid")
     want = {"sum": np.sum, "prod": np.prod, "max": np.max}[monoid]
     assert np.array_equal(run(b, at=5)["total"], want(np.arange(15.0).reshape(5, 3), axis=0))
     assert np.array_equal(run(b, at=0)["total"], np.full(3, empty))
@@ -182,13 +186,13 @@ def test_masked_lanes_and_empty_axes_are_neutral(role, monoid, empty):
 
 def test_a_sum_counts_the_axes_that_its_body_does_not_mention():
     total = Tensor("total", (), "f32")
-    count = reduce("sum", (I, J), const(1.0, "f32"))
-    b = branch([store(total, (), count)], i="loop", j="whole")
+    count = reduce("sum", (A, J), const(1.0, "f32"))
+    b = branch([store(total, (), count)], a="loop", j="whole")
     assert run(b, at=5)["total"] == 15.0
 
 
 def test_loops_over_one_axis_may_nest():
-    """out[p, q] = sum[q] (y[p, q] * max[p] y[p, q]) + y[p, q], with p looped by store and by max."""
+    """out[p, q] = sum[q] (y[p, q] * max[p] y[p, q]) + y[p, q], p looped by store and by max."""
     y = load(Tensor("x_pq", (P.extent, Q.extent), "f64"), [axis(P), axis(Q)])
     value = op("add", reduce("sum", (Q,), op("mul", y, reduce("max", (P,), y))), y)
     stores = stores_of([value])

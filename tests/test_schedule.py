@@ -74,7 +74,8 @@ def test_a_store_over_the_looped_axis_shares_the_pass_that_it_can():
     total = reduce("sum", (N,), h)
     stores = (out("h", (B, N), h), out("o", (B, N), op("sub", h, total)))
     first, second = schedule(branch(*stores, b="grid", n="loop"))
-    assert isinstance(first, Loop) and isinstance(second, Loop)
+    assert isinstance(first, Loop)
+    assert isinstance(second, Loop)
     assert first.reductions == (total,)
     assert [i.store.tensor.name for i in first.body if isinstance(i, Write)] == ["h"]
     assert [i.store.tensor.name for i in second.body if isinstance(i, Write)] == ["o"]
@@ -91,7 +92,7 @@ def test_loads_that_do_not_vary_are_hoisted_and_an_epilogue_loads_late():
         "    %2 = %0 * %1\n"
         "    %3 sum= %2\n"
         "  %4 = bias[b]\n"
-        "  %5 = %3 + %4\n"
+        "  %5 = %4 + %3\n"
         "  store o[b] = %5 for b\n"
     )
 
@@ -100,7 +101,8 @@ def test_loops_nest():
     inner = reduce("sum", (L,), op("mul", array("a", B, L), array("w", L, K)))
     outer = reduce("sum", (K,), op("mul", op("exp", inner), array("v", K)))
     (k_loop, write) = schedule(branch(out("o", (B,), outer), b="grid", k="loop", l="loop"))
-    assert isinstance(k_loop, Loop) and isinstance(write, Write)
+    assert isinstance(k_loop, Loop)
+    assert isinstance(write, Write)
     assert [i.axis for i in k_loop.body if isinstance(i, Loop)] == [L]
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
-from math import inf, prod
+from math import prod
+
+import numpy as np
 
 from superopt.cost_model.features import power_of_two
-from superopt.cost_model.model import KernelModel, Prediction, axes_of
+from superopt.cost_model.model import Costs, KernelModel, Prediction, Space
 from superopt.mugraph.expr import Axis
 from superopt.mugraph.program import Config
 
-STAGES = (4, 3, 2)  # deepest pipeline first: the first that fits is taken
 LARGEST_TILE = 16384
+MOST_CONFIGS = 20_000  # of one kernel, predicted at once; options are thinned beyond
+KEPT = 24
 INDIFFERENT = 1.05  # the model cannot tell times apart below this ratio: fewer bytes decide
-FULL_SPACE = 400  # tile choices tried one by one; beyond, coordinate descent
 
 Ranked = list[tuple[Config, Prediction]]
-Point = tuple[int, ...]
 
 
 def _options(model: KernelModel, a: Axis) -> list[int]:
@@ -31,57 +30,48 @@ def _options(model: KernelModel, a: Axis) -> list[int]:
     return [t for t in (1 << n for n in range(15)) if least <= t <= min(top, LARGEST_TILE)]
 
 
-def ranked(model: KernelModel) -> Ranked:
-    """Configurations that fit, fastest predicted first; of equals the one that requests least."""
-    axes = axes_of(model)
-    names = [a.name for a in axes]
-    piped = any(f.dots and f.passes for f in model.parts)
+def _spaces(model: KernelModel, axes: list[Axis]) -> list[list[int]]:
+    spaces = [_options(model, a) for a in axes]
     dotted = any(f.dots for f in model.parts)
-    tried: dict[Point, tuple[Config, Prediction] | None] = {}
-
-    def attempt(point: Point) -> float:
-        if point not in tried:
-            tiles = tuple(sorted(zip(names, point[:-1], strict=True)))
-            configs = (Config(tiles, point[-1], st) for st in (STAGES if piped else (2,)))
-            fitting = next((c for c in configs if model.fits(c)), None)
-            tried[point] = (fitting, model.predict(fitting)) if fitting else None
-        found = tried[point]
-        return inf if found is None else found[1].time_us
-
-    spaces = [[*_options(model, a)] for a in axes]
-    spaces.append([4, 8] if dotted else [4, 8, 16, 2, 1])
-    if prod(map(len, spaces)) <= FULL_SPACE:
-        for point in product(*spaces):
-            attempt(point)
-    else:
-        for fraction in (0.0, 0.3, 0.5, 0.8):
-            _descend(attempt, spaces, tuple(s[int(fraction * (len(s) - 1))] for s in spaces))
-    found = [f for f in tried.values() if f is not None]
-    best = min((q.time_us for _, q in found), default=0.0)
-
-    def order(item: tuple[Config, Prediction]) -> tuple[object, ...]:
-        config, q = item
-        close = q.time_us <= best * INDIFFERENT
-        return (not close, q.bytes if close else round(q.time_us, 3), round(q.time_us, 3),
-                config.warps, config.tiles)  # fmt: skip
-
-    return sorted(found, key=order)
+    piped = any(f.dots and f.passes for f in model.parts)
+    spaces.append([4, 8] if dotted else [4, 8, 16, 2])
+    spaces.append([4, 3, 2] if piped else [2])
+    while prod(map(len, spaces)) > MOST_CONFIGS:
+        longest = max(range(len(spaces)), key=lambda n: len(spaces[n]))
+        spaces[longest] = spaces[longest][::-2][::-1]  # every other, the largest kept
+    return spaces
 
 
-def _descend(score: Callable[[Point], float], spaces: list[list[int]], start: Point) -> None:
-    """Improve one coordinate at a time, or two, until nothing improves."""
-    best, value = start, score(start)
-    improved = True
-    while improved:
-        improved = False
-        for n, m in ((n, m) for n in range(len(spaces)) for m in range(n, len(spaces))):
-            here = range(len(spaces[n])), range(len(spaces[m]))
-            at_n, at_m = spaces[n].index(best[n]), spaces[m].index(best[m])
-            for i, j in product(*here):
-                if n != m and (abs(i - at_n) > 1 or abs(j - at_m) > 1):
-                    continue  # pairs move to neighbours only; single coordinates anywhere
-                point = list(best)
-                point[m] = spaces[m][j]
-                point[n] = spaces[n][i]
-                if (v := score(tuple(point))) < value - 1e-9:
-                    best, value, improved = tuple(point), v, True
+def size_of_space(model: KernelModel) -> int:
+    """How many configurations `ranked` predicts."""
+    return prod(map(len, _spaces(model, model.axes())))
+
+
+def ranked(model: KernelModel) -> Ranked:
+    """The best configurations that fit, fastest predicted first; of equals, least bytes first."""
+    axes = model.axes()
+    spaces = _spaces(model, axes)
+    columns = [c.ravel() for c in np.meshgrid(*map(np.asarray, spaces), indexing="ij")]
+    numbers = [c.astype(np.float64) for c in columns]
+    space = Space(
+        {a.name: n for a, n in zip(axes, numbers, strict=False)}, numbers[-2], numbers[-1]
+    )
+    costs = model.costs(space)
+    result = []
+    for n in _order(costs, len(columns[0])):
+        tiles = tuple(sorted((a.name, int(c[n])) for a, c in zip(axes, columns, strict=False)))
+        config = Config(tiles, int(columns[-2][n]), int(columns[-1][n]))
+        result.append((config, model.prediction(costs, n)))
+    return result
+
+
+def _order(costs: Costs, size: int) -> list[int]:
+    fits = np.flatnonzero(np.broadcast_to(costs.fits, (size,)))
+    if not len(fits):
+        return []
+    seconds = np.broadcast_to(costs.seconds, (size,))[fits]
+    moved = np.broadcast_to(costs.moved, (size,))[fits]
+    close = seconds <= seconds.min() * INDIFFERENT
+    keys = (fits, np.where(close, moved, seconds), ~close)  # the last is the first to decide
+    rounded = (keys[0], np.round(keys[1], 12), keys[2])
+    return [int(fits[n]) for n in np.lexsort(rounded)[:KEPT]]

@@ -1,7 +1,8 @@
 """What a kernel moves and computes, counted from its schedule as functions of tile sizes.
 
 Counts are exact for the µGraph (masked lanes of loads and stores are not requested); tile padding
-counts as work for arithmetic, as the machine does it.
+counts as work for arithmetic, as the machine does it. Tile sizes are numpy arrays, an element a
+configuration, so that a whole space of configurations is counted at once.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Axis, Expr, Tensor
+from superopt.mugraph.expr import axis as ix_axis
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.program import Branch, Store
 from superopt.mugraph.schedule import Compute, Item, Loop, Write, schedule
 from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of
 
 Sizes = Mapping[str, int]
+Numbers = NDArray[np.float64]  # an element a configuration
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,12 @@ class Access:
 class Work:
     """Scalar operations, special functions or a dot over the lanes of a tile."""
 
-    kind: str  # scalar, special, dot
+    kind: str  # scalar, dot
     amount: float  # operations a lane (a dot: flops a multiply)
     free: frozenset[Axis]
     context: tuple[Axis, ...]
     dot: Dot | None = None
+    special: int = 0  # of which evaluations by the special-function unit
 
 
 @dataclass
@@ -114,7 +121,7 @@ def _compute(node: Expr, context: tuple[Axis, ...], out: Features, fused: set[Ex
         _reduction(node, context, out)
     elif node.op in OPS and node.dtype != "index" and node not in fused:
         row = OPS[node.op]
-        out.work.append(Work("special" if row.special else "scalar", row.cost, node.free, context))
+        out.work.append(Work("scalar", row.cost, node.free, context, None, row.special))
 
 
 def _reduction(node: Expr, context: tuple[Axis, ...], out: Features) -> None:
@@ -128,15 +135,15 @@ def _reduction(node: Expr, context: tuple[Axis, ...], out: Features) -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """Extents and tiles of a branch's axes at given sizes and configuration."""
+    """Extents and tiles of a branch's axes at given sizes, for an array of configurations."""
 
     extent: Mapping[Axis, int]
-    tile: Mapping[Axis, int]
+    tile: Mapping[Axis, Numbers]
     roles: Mapping[Axis, str]
 
-    def count(self, a: Axis) -> int:
+    def count(self, a: Axis) -> Numbers:
         """How many tiles the axis has."""
-        return -(-self.extent[a] // self.tile[a]) if self.extent[a] else 0
+        return np.ceil(self.extent[a] / self.tile[a])
 
 
 def power_of_two(n: int) -> int:
@@ -148,60 +155,84 @@ def extents(f: Features, sizes: Sizes) -> dict[Axis, int]:
     return {a: ix.value(a.extent, dict(sizes)) for a in f.roles}
 
 
-def shape(f: Features, extent: Mapping[Axis, int], tiles: Mapping[str, int]) -> Shape:
-    tile = {}
+def shape(f: Features, extent: Mapping[Axis, int], tiles: Mapping[str, Numbers]) -> Shape:
+    tile: dict[Axis, Numbers] = {}
     for a, role in f.roles.items():
         if role == "program":
-            tile[a] = 1
+            tile[a] = np.ones(1)
         elif role == "whole":
-            tile[a] = max(power_of_two(extent[a]), MIN_TILE if a in f.dot_axes else 1)
+            whole = max(power_of_two(extent[a]), MIN_TILE if a in f.dot_axes else 1)
+            tile[a] = np.full(1, float(whole))
         else:
             tile[a] = tiles[a.name]
     return Shape(extent, tile, f.roles)
 
 
-def programs(f: Features, s: Shape) -> int:
-    total = 1
+def programs(f: Features, s: Shape) -> Numbers:
+    total = np.ones(1)
     for a in f.split:
-        total *= s.count(a)
+        total = total * s.count(a)
     return total
 
 
-def elements(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...]) -> float:
+def elements(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...]) -> Numbers:
     """Elements touched by a whole launch: real lanes only."""
-    total = 1.0
+    total = np.ones(1)
     for a in f.split:
-        total *= s.extent[a] if a in free else s.count(a)
+        total = total * (s.extent[a] if a in free else s.count(a))
     for a in free:
         if s.roles[a] in ("whole", "loop"):
-            total *= s.extent[a]
+            total = total * s.extent[a]
     for a in context:
         if a not in free:
-            total *= s.count(a)
+            total = total * s.count(a)
     return total
 
 
-def lanes(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...]) -> float:
+def lanes(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...]) -> Numbers:
     """Lanes computed by a whole launch: tiles are whole, padding included."""
-    total = 1.0
+    total = np.ones(1)
     for a in f.split:
-        total *= s.count(a) * (s.tile[a] if a in free else 1)
+        total = total * s.count(a) * (s.tile[a] if a in free else 1)
     for a in free:
         if s.roles[a] == "whole":
-            total *= s.tile[a]
+            total = total * s.tile[a]
         elif s.roles[a] == "loop" and a not in context:
-            total *= s.count(a) * s.tile[a]
+            total = total * s.count(a) * s.tile[a]
     for a in context:
-        total *= s.count(a) * (s.tile[a] if a in free else 1)
+        total = total * s.count(a) * (s.tile[a] if a in free else 1)
     return total
 
 
-def tile_elements(s: Shape, free: frozenset[Axis]) -> int:
+def tile_elements(s: Shape, free: frozenset[Axis]) -> Numbers:
     """Elements of one tile of a value."""
-    total = 1
+    total = np.ones(1)
     for a in free:
-        total *= s.tile[a]
+        total = total * s.tile[a]
     return total
+
+
+SECTOR = 32  # bytes of a memory transaction
+
+
+def sector_overhead(a: Access, s: Shape) -> Numbers:
+    """Bytes that memory moves for each byte requested: short contiguous runs waste their sectors.
+
+    A run is the tile along the tensor's last dimension, longer where it covers that whole dimension.
+    A little is charged for each run, as addresses are computed by run.
+    """
+    indices = a.node.indices if isinstance(a.node, Store) else a.node.args[:-1]
+    run = np.full(1, float(bytes_of(a.tensor)))
+    for e, extent in zip(reversed(indices), reversed(a.tensor.shape), strict=True):
+        own = [x for x in e.free if ix.poly(e).get((ix_axis(x),)) == 1 and x in s.roles]
+        if len(own) != 1:
+            break
+        (x,) = own
+        inside = np.minimum(s.tile[x], max(s.extent[x], 1))
+        run = run * inside
+        if extent.op != "const" or s.extent[x] != extent.attr or np.all(inside < s.extent[x]):
+            break
+    return np.ceil(run / SECTOR) * SECTOR / run + 4 / run
 
 
 def tensor_elements(t: Tensor, sizes: Sizes) -> float:

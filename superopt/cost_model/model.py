@@ -2,22 +2,26 @@
 
 Per kernel: launch + latency of dependent passes + the slowest of DRAM, L2, tensor cores, scalar and
 special-function units, each slowed by how little of the machine the grid fills. DRAM reaches its
-bandwidth only with enough bytes in flight (Little's law).
+bandwidth only with enough bytes in flight (Little's law). All configurations of a kernel are
+predicted at once, as arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil, sqrt
+
+import numpy as np
 
 from superopt.cost_model import features as ft
+from superopt.cost_model.features import Numbers
 from superopt.cost_model.profile import Profile
 from superopt.mugraph.expr import Axis
 from superopt.mugraph.program import Config, Kernel, KernelGraph
 from superopt.mugraph.threads import MIN_TILE
 
-REGISTERS_A_THREAD = 255
+REGISTERS_A_THREAD = 250
+STRAIGHT_REGISTERS = 160  # outside loops nothing is gained by filling the file, and much by occupancy
 L2_SHARE = 0.5  # of L2 that one kernel's reuse may count on
 
 
@@ -35,6 +39,34 @@ class Prediction:
     resources: Mapping[str, float] = field(default_factory=dict)  # seconds by resource
 
 
+@dataclass(frozen=True)
+class Space:
+    """Configurations side by side: tile sizes by axis name, warps and stages, each an array."""
+
+    tiles: Mapping[str, Numbers]
+    warps: Numbers
+    stages: Numbers
+
+    @staticmethod
+    def of(config: Config) -> Space:
+        tiles = {name: np.full(1, float(size)) for name, size in config.tiles}
+        return Space(tiles, np.full(1, float(config.warps)), np.full(1, float(config.stages)))
+
+
+@dataclass
+class Costs:
+    """Arrays over a space. `fits`: worth compiling; `times`: seconds by resource."""
+
+    fits: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    seconds: Numbers
+    bytes: Numbers
+    moved: Numbers  # bytes in whole sectors
+    distinct: float
+    flops: Numbers
+    programs: Numbers
+    times: dict[str, Numbers]
+
+
 class KernelModel:
     """The cost of one kernel as a function of its configuration; features are counted once."""
 
@@ -45,176 +77,200 @@ class KernelModel:
         self.parts = [ft.features(b) for b in kernel.branches]
         self.extents = [ft.extents(f, self.sizes) for f in self.parts]
 
-    def shapes(self, config: Config) -> list[ft.Shape]:
-        tiles = config.by_name
-        return [ft.shape(f, e, tiles) for f, e in zip(self.parts, self.extents, strict=True)]
+    def axes(self) -> list[Axis]:
+        """The axes that have a tile size, one a name."""
+        found: dict[str, Axis] = {}
+        for f in self.parts:
+            for a, role in f.roles.items():
+                if role in ("grid", "loop"):
+                    found.setdefault(a.name, a)
+        return list(found.values())
 
-    # -- resources of one program ---------------------------------------------------------------
-
-    def shared_bytes(self, config: Config) -> int:
-        """Shared memory that pipelined dot operands take; bytes."""
-        worst = 0
-        for f, s in zip(self.parts, self.shapes(config), strict=True):
-            total = 0
-            for w in f.work:
-                if w.dot is None:
-                    continue
-                stages = max(config.stages, 1) if w.dot.k in w.context else 1
-                width = 4 if w.dot.operand == "f32" else 2
-                for axes in ((w.dot.m, w.dot.k), (w.dot.k, w.dot.n)):
-                    total += stages * width * s.tile[axes[0]] * s.tile[axes[1]]
-            worst = max(worst, total)
-        return worst
-
-    def registers(self, config: Config) -> float:
-        """Registers a thread: in the loop its accumulators and widest tile, outside it what is held.
-
-        After a loop the values computed from an accumulator take its place.
-        """
-        worst = 0.0
-        for f, s in zip(self.parts, self.shapes(config), strict=True):
-            loop = float(sum(ft.tile_elements(s, free) for free, _ in f.accumulators))
-            straight = 0.0
-            wide = {True: 0.0, False: 0.0}
-            for w in f.work:
-                free = w.free - {w.dot.k} if w.dot else w.free
-                if not (w.dot and w.context):
-                    inside = bool(w.context)
-                    wide[inside] = max(wide[inside], ft.tile_elements(s, free))
-            for a in dict.fromkeys(a.free for a in f.accesses if not a.is_store and not a.context):
-                straight += ft.tile_elements(s, a)
-            for a in f.accesses:
-                if a.context and not a.is_store and not a.free & f.dot_axes:
-                    wide[True] = max(wide[True], ft.tile_elements(s, a.free))
-            worst = max(worst, loop + 1.5 * wide[True], straight + 1.2 * wide[False])
-        return worst / (32 * config.warps) + 30
+    def predict(self, config: Config) -> Prediction:
+        return self.prediction(self.costs(Space.of(config)), 0)
 
     def fits(self, config: Config) -> bool:
-        """Whether the configuration is worth compiling."""
-        for f, s in zip(self.parts, self.shapes(config), strict=True):
-            if any(s.tile[a] < MIN_TILE for a in f.dot_axes if s.roles[a] != "program"):
-                return False
-            if any(ft.tile_elements(s, w.free) > 2**20 for w in f.work if w.dot is None):
-                return False
-        return (
-            self.registers(config) <= REGISTERS_A_THREAD
-            and self.shared_bytes(config) <= self.profile.shared_bytes_per_program
-        )
+        return bool(self.costs(Space.of(config)).fits[0])
+
+    def prediction(self, c: Costs, n: int) -> Prediction:
+        def at(x: Numbers) -> float:
+            return float(x[n] if len(x) > 1 else x[0])
+
+        times = {name: at(t) for name, t in c.times.items()}
+        bound = max(times, key=lambda k: times[k])
+        return Prediction(
+            at(c.seconds) * 1e6, 1, at(c.bytes), c.distinct, at(c.flops), bound,
+            int(at(c.programs)), times,
+        )  # fmt: skip
 
     # -- the launch -----------------------------------------------------------------------------
 
-    def predict(self, config: Config) -> Prediction:
+    def costs(self, space: Space) -> Costs:
         p = self.profile
-        shapes = self.shapes(config)
-        count = sum(ft.programs(f, s) for f, s in zip(self.parts, shapes, strict=True))
-        resident = self._resident(config)
-        active = min(count, p.multiprocessors * resident)
-        waves = count / max(p.multiprocessors * resident, 1)
-        quantum = ceil(waves) / waves if waves > 1 else 1.0
-        busy = min(1.0, count / p.multiprocessors)
-        requested, distinct, dram = self._traffic(shapes, active)
-        flops, seconds = self._arithmetic(shapes, config)
-        in_flight = active * self._bytes_in_flight(shapes, config)
-        fill = min(1.0, in_flight / (p.dram_bytes_per_s * p.dram_latency_s))
+        shapes = [
+            ft.shape(f, e, space.tiles) for f, e in zip(self.parts, self.extents, strict=True)
+        ]
+        pairs = list(zip(self.parts, shapes, strict=True))
+        count = np.maximum(sum(ft.programs(f, s) for f, s in pairs), 1.0)
+        shared = self._shared(pairs, space)
+        registers, fits = self._registers(pairs, space)
+        slots = p.multiprocessors * self._resident(space, shared, registers)
+        active = np.minimum(count, slots)
+        waves = count / slots
+        quantum = np.where(waves > 1, np.ceil(waves) / waves, 1.0)
+        busy = np.minimum(1.0, count / p.multiprocessors)
+        requested, moved, distinct, dram = self._traffic(pairs, active)
+        flops, seconds = self._arithmetic(pairs, space)
+        in_flight = active * self._bytes_in_flight(pairs, space)
+        fill = np.minimum(1.0, in_flight / (p.dram_bytes_per_s * p.dram_latency_s))
         ports = busy * p.multiprocessors * p.multiprocessor_bytes_per_s
         times = {
-            "dram": dram / max(min(p.dram_bytes_per_s * fill, ports), 1.0),
-            "l2": requested / max(min(p.l2_bytes_per_s, ports), 1.0),
+            "dram": dram / np.minimum(p.dram_bytes_per_s * fill, ports),
+            "l2": moved / np.minimum(p.l2_bytes_per_s, ports),
         }
-        for name, t in seconds.items():
-            times[name] = t / max(busy, 1e-9) * quantum
-        bound = max(times, key=lambda k: times[k])
-        overlap = 0.1 * (sum(times.values()) - times[bound])  # units overlap, not wholly
+        times.update({name: t / busy * quantum for name, t in seconds.items()})
+        stacked = np.stack(np.broadcast_arrays(*times.values()))
+        slowest = stacked.max(axis=0)
+        overlap = 0.1 * (stacked.sum(axis=0) - slowest)  # units overlap, not wholly
         chain = p.dram_latency_s * (1 + max((f.passes for f in self.parts), default=0))
-        total = p.launch_s + chain + times[bound] + overlap
-        times["launch"] = p.launch_s + chain
-        if times["launch"] > times[bound]:
-            bound = "launch"
-        return Prediction(total * 1e6, 1, requested, distinct, flops, bound, count, times)
+        times["launch"] = np.full(1, p.launch_s + chain)
+        fits = fits & (shared <= p.shared_bytes_per_program)
+        total = times["launch"] + slowest + overlap
+        return Costs(fits, total, requested, moved, distinct, flops, count, times)
 
-    def _resident(self, config: Config) -> int:
+    def _shared(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
+        """Shared memory that pipelined dot operands take; bytes."""
+        worst = np.zeros(1)
+        for f, s in pairs:
+            total = np.zeros(1)
+            for w in f.work:
+                if w.dot is None:
+                    continue
+                depth = space.stages if w.dot.k in w.context else np.ones(1)
+                width = 4 if w.dot.operand == "f32" else 2
+                for one, two in ((w.dot.m, w.dot.k), (w.dot.k, w.dot.n)):
+                    total = total + depth * width * s.tile[one] * s.tile[two]
+            worst = np.maximum(worst, total)
+        return worst
+
+    def _registers(
+        self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space
+    ) -> tuple[Numbers, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+        """Registers a thread, and whether they and the tiles are within bounds.
+
+        In the loop: the accumulators and the widest tile; outside: what is loaded and the widest tile.
+        After a loop the values computed from an accumulator take its place.
+        """
+        threads = 32 * space.warps
+        worst = np.zeros(1)
+        fits = np.ones(1, bool)
+        for f, s in pairs:
+            loop, straight = np.zeros(1), np.zeros(1)
+            wide = {True: np.zeros(1), False: np.zeros(1)}
+            for free, _ in f.accumulators:
+                loop = loop + ft.tile_elements(s, free)
+            for w in f.work:
+                if w.dot is not None and w.context:
+                    continue
+                free = w.free - {w.dot.k} if w.dot else w.free
+                inside = bool(w.context)
+                wide[inside] = np.maximum(wide[inside], ft.tile_elements(s, free))
+            for free in dict.fromkeys(a.free for a in f.accesses if not a.is_store and not a.context):
+                straight = straight + ft.tile_elements(s, free)
+            for a in f.accesses:
+                if a.context and not a.is_store and not a.free & f.dot_axes:
+                    wide[True] = np.maximum(wide[True], ft.tile_elements(s, a.free))
+            straight = (straight + 1.2 * wide[False]) / threads + 30
+            loop = (loop + 1.5 * wide[True]) / threads + 30
+            roomy = straight <= (REGISTERS_A_THREAD if f.accumulators else STRAIGHT_REGISTERS)
+            fits = fits & roomy & (loop <= REGISTERS_A_THREAD)
+            for a in f.dot_axes:
+                if s.roles[a] != "program":
+                    fits = fits & (s.tile[a] >= MIN_TILE)
+            worst = np.maximum(worst, np.maximum(loop, straight))
+        return worst, fits
+
+    def _resident(self, space: Space, shared: Numbers, registers: Numbers) -> Numbers:
+        """Programs that live on one multiprocessor together."""
         p = self.profile
-        by_warps = p.warps_per_multiprocessor // config.warps
-        shared = self.shared_bytes(config)
-        by_shared = p.shared_bytes_per_multiprocessor // shared if shared else by_warps
-        threads = 32 * config.warps
-        by_registers = p.registers_per_multiprocessor // max(self.registers(config) * threads, 1)
-        return int(max(1, min(by_warps, by_shared, by_registers, p.programs_per_multiprocessor)))
+        by_warps = p.warps_per_multiprocessor // space.warps
+        by_shared = p.shared_bytes_per_multiprocessor // np.maximum(shared, 1.0)
+        by_registers = p.registers_per_multiprocessor // (registers * 32 * space.warps)
+        limit = np.minimum(np.minimum(by_warps, by_shared), by_registers)
+        return np.clip(limit, 1.0, p.programs_per_multiprocessor)
 
-    def _traffic(self, shapes: Sequence[ft.Shape], active: float) -> tuple[float, float, float]:
-        """(requested, distinct, DRAM) bytes of the launch."""
-        requested = dram = 0.0
+    def _traffic(
+        self, pairs: list[tuple[ft.Features, ft.Shape]], active: Numbers
+    ) -> tuple[Numbers, Numbers, float, Numbers]:
+        """(requested, moved in sectors, distinct, DRAM) bytes of the launch."""
+        requested, moved, dram = np.zeros(1), np.zeros(1), np.zeros(1)
         touched: dict[str, float] = {}
         size: dict[str, float] = {}
         cache = self.profile.l2_bytes * L2_SHARE
-        for f, s in zip(self.parts, shapes, strict=True):
-            count = max(ft.programs(f, s), 1)
+        for f, s in pairs:
+            count = np.maximum(ft.programs(f, s), 1.0)
             seen: set[object] = set()
             for a in f.accesses:
                 width = ft.bytes_of(a.tensor)
                 total = ft.elements(f, s, a.free, a.context) * width
-                once = 1.0 * width
+                requested = requested + total
+                moved = moved + total * ft.sector_overhead(a, s)
+                if a.node in seen:  # a later pass: it may find its data evicted
+                    dram = dram + np.where(total / count * active > cache, total, 0.0)
+                    continue
+                seen.add(a.node)
+                once = float(width)
                 for axis in a.free:
                     once *= s.extent[axis]
-                requested += total
-                again = a.node in seen
-                seen.add(a.node)
-                if again:
-                    if total / count * active > cache:  # a later pass finds it evicted
-                        dram += total
-                    continue
                 name = a.tensor.name
                 size[name] = ft.tensor_elements(a.tensor, self.sizes) * width
                 touched[name] = touched.get(name, 0.0) + once
-                if once > cache and total > once:
-                    sharing = max(1.0, sqrt(active))  # programs of a wave read it together
-                    dram += max(0.0, total / sharing - once)
+                if once > cache:  # programs of a wave read it together
+                    sharing = np.maximum(1.0, np.sqrt(active))
+                    dram = dram + np.maximum(0.0, total / sharing - once)
         distinct = sum(min(v, size[name]) for name, v in touched.items())
-        return requested, distinct, dram + distinct
+        return requested, moved, distinct, dram + distinct
 
     def _arithmetic(
-        self, shapes: Sequence[ft.Shape], config: Config
-    ) -> tuple[float, dict[str, float]]:
+        self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space
+    ) -> tuple[Numbers, dict[str, Numbers]]:
         p = self.profile
-        seconds = {"tensor": 0.0, "scalar": 0.0, "special": 0.0}
-        flops = 0.0
-        for f, s in zip(self.parts, shapes, strict=True):
+        tensor, scalar, special, flops = (np.zeros(1) for _ in range(4))
+        for f, s in pairs:
             for w in f.work:
-                amount = ft.lanes(f, s, w.free, w.context) * w.amount
-                flops += ft.elements(f, s, w.free, w.context) * w.amount
+                lanes = ft.lanes(f, s, w.free, w.context)
+                flops = flops + ft.elements(f, s, w.free, w.context) * w.amount
                 if w.dot is not None:
-                    rate = p.dot_rate(w.dot.operand) * self._dot_efficiency(s, w, config)
-                    seconds["tensor"] += amount / rate
-                elif w.kind == "special":
-                    seconds["special"] += amount / 2 / p.special_per_s
-                    seconds["scalar"] += amount / p.scalar_per_s
+                    rate = p.dot_rate(w.dot.operand) * self._dot_efficiency(s, w, space)
+                    tensor = tensor + lanes * w.amount / rate
                 else:
-                    seconds["scalar"] += amount / p.scalar_per_s
-        return flops, seconds
+                    special = special + lanes * w.special / p.special_per_s
+                    scalar = scalar + lanes * w.amount / p.scalar_per_s
+        return flops, {"tensor": tensor, "scalar": scalar, "special": special}
 
-    def _dot_efficiency(self, s: ft.Shape, w: ft.Work, config: Config) -> float:
+    def _dot_efficiency(self, s: ft.Shape, w: ft.Work, space: Space) -> Numbers:
         """The share of peak that a dot tile reaches; assumed until profiles are measured."""
         assert w.dot is not None
         m, n = s.tile[w.dot.m], s.tile[w.dot.n]
         if w.dot.operand == "f32":
-            return 0.6
-        reuse = min(1.0, (m * n / (m + n)) / 64)  # operand bytes against flops
-        rows = max(m, n) if min(m, n) < 64 else m
-        unit = 1.0 if self.profile.wgmma_rows <= rows and config.warps % 4 == 0 else None
-        return (unit or self.profile.mma_sync_fraction) * (0.35 + 0.4 * reuse)
+            return np.full(1, 0.6)
+        reuse = np.minimum(1.0, (m * n / (m + n)) / 64)  # operand bytes against flops
+        wide = (m >= self.profile.wgmma_rows) & (space.warps >= 4)
+        unit = np.where(wide, 1.0, self.profile.mma_sync_fraction)
+        return unit * (0.35 + 0.4 * reuse)
 
-    def _bytes_in_flight(self, shapes: Sequence[ft.Shape], config: Config) -> float:
+    def _bytes_in_flight(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
         """Bytes that one program has requested and not yet received, at its best."""
-        best = 0.0
-        for f, s in zip(self.parts, shapes, strict=True):
-            straight = looped = 0.0
+        best = np.full(1, 1.0)
+        for f, s in pairs:
+            straight, looped = np.zeros(1), np.zeros(1)
             for a in f.accesses:
                 tile = ft.tile_elements(s, a.free) * ft.bytes_of(a.tensor)
                 if a.context:
-                    looped += tile
+                    looped = looped + tile
                 else:
-                    straight += tile
-            best = max(best, straight, looped * max(config.stages - 1, 1))
+                    straight = straight + tile
+            best = np.maximum(best, np.maximum(straight, looped * np.maximum(space.stages - 1, 1)))
         return best
 
 
@@ -245,12 +301,3 @@ def total(parts: Sequence[Prediction]) -> Prediction:
         sum(q.programs for q in parts),
         resources,
     )
-
-
-def axes_of(model: KernelModel) -> list[Axis]:
-    found: dict[str, Axis] = {}
-    for f in model.parts:
-        for a, role in f.roles.items():
-            if role in ("grid", "loop"):
-                found.setdefault(a.name, a)
-    return list(found.values())

@@ -7,7 +7,7 @@ value is asked for in two orders.
 
 from __future__ import annotations
 
-from superopt.mugraph.expr import Axis, Expr, is_const
+from superopt.mugraph.expr import Axis, Expr, is_const, toposort
 from superopt.mugraph.index import at_least_zero, divides
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.program import Branch, Config, Store
@@ -92,11 +92,7 @@ class Tiles:
 
     def whole_tile(self, a: Axis, extent: int) -> int:
         """The tile of an axis held whole: the next power of two, at least what a dot takes."""
-        least = MIN_TILE if a in self.dot_axes() else 1
-        return max(least, 1 << max(extent - 1, 0).bit_length())
-
-    def dot_axes(self) -> set[Axis]:
-        return {a for d in self.dots.values() for a in (d.m, d.n, d.k)}
+        return max(least_tile(self.branch, a), 1 << max(extent - 1, 0).bit_length())
 
     def zero_outside(self, e: Expr, axis: Axis) -> bool:
         """Whether a value is exactly 0 in lanes beyond the axis's extent."""
@@ -161,6 +157,15 @@ class Tiles:
         batch, (rows, columns) = order[:-2], order[-2:]
         left, right = (dot.a, dot.b) if rows == dot.m else (dot.b, dot.a)
         return [(left, (*batch, rows, dot.k)), (right, (*batch, dot.k, columns))]
+
+
+def least_tile(branch: Branch, a: Axis) -> int:
+    """The least tile of an axis held whole: dots have one."""
+    for node in toposort(*(s.value for s in branch.stores)):
+        dot = dot_of(branch, node)
+        if dot is not None and a in (dot.m, dot.n, dot.k):
+            return MIN_TILE
+    return 1
 
 
 def _finite(e: Expr) -> bool:

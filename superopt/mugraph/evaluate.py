@@ -63,7 +63,7 @@ class Evaluator:
         return self._value(root, frozenset(self.points))
 
     def align(self, e: Expr, axes: tuple[Axis, ...]) -> Array:
-        """The value of `e` with a dimension for each of `axes`, of size 1 where it does not vary."""
+        """The value of `e` with a dimension for each of `axes`, of size 1 where it is constant."""
         return self._align(e, axes, frozenset(self.points))
 
     def indices(self, a: Axis, at: At) -> Array:

@@ -1,10 +1,10 @@
 """Indexed expressions: the one node type that every level of superopt is made of.
 
-An expression is a scalar that depends on *axes*: `sum[k] a[i, k] * b[k, j]`. Nodes are immutable and
-hash-consed, so equality is `is`, and a DAG shares what it shares. The grammar, whole:
+An expression is a scalar that depends on *axes*: `sum[k] a[i, k] * b[k, j]`. Nodes are immutable
+and hash-consed, so equality is `is`, and a DAG shares what it shares. The grammar, whole:
 
     expr  = const(value) | sym(Symbol) | axis(Axis)          leaves; a Symbol is a symbolic extent
-          | load(Tensor; expr..., guard)                     0 where the guard is false; indices are exprs
+          | load(Tensor; expr..., guard)                     0 where the guard is false
           | reduce(Reduction; expr)                          sum, prod, max, min over bound axes
           | cast(expr) | OP(expr...)                         OP: a row of `ops.OPS`
 
@@ -267,7 +267,11 @@ def op(name: str, *args: Expr) -> Expr:
 
 
 def reduce(
-    monoid: str, axes: Iterable[Axis], body: Expr, operand: str | None = None, dtype: str | None = None
+    monoid: str,
+    axes: Iterable[Axis],
+    body: Expr,
+    operand: str | None = None,
+    dtype: str | None = None,
 ) -> Expr:
     """Reduce `body` over `axes`. Axes that the body does not mention still count for sum and prod.
 
@@ -319,7 +323,7 @@ def rebuild(node: Expr, args: tuple[Expr, ...]) -> Expr:
 
 
 def rewrite(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
-    """Bottom-up: each node, operands rewritten, is replaced by `change(node)` unless that is None."""
+    """Bottom-up: each node, its operands rewritten, becomes `change(node)` unless that is None."""
     done: dict[Expr, Expr] = {}
     for node in toposort(root):
         new = rebuild(node, tuple(done[a] for a in node.args))

@@ -7,6 +7,7 @@ polynomials in the symbols alone, so `(i*N + j) // N -> i` is found for symbolic
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import gcd
 
@@ -304,16 +305,27 @@ def mod(a: Expr, d: Expr) -> Expr:
     return make("mod", (from_poly(rest), d), None, "index")
 
 
-def _decided(name: str) -> object:
+def _equal(a: Expr, b: Expr) -> bool | None:
+    return True if a is b else False if less(a, b) or less(b, a) else None
+
+
+def _negated(answer: bool | None) -> bool | None:
+    return None if answer is None else not answer
+
+
+_COMPARE: dict[str, Callable[[Expr, Expr], bool | None]] = {
+    "lt": less,
+    "le": lambda a, b: _negated(less(b, a)),
+    "gt": lambda a, b: less(b, a),
+    "ge": lambda a, b: _negated(less(a, b)),
+    "eq": _equal,
+    "ne": lambda a, b: _negated(_equal(a, b)),
+}
+
+
+def _decided(name: str) -> Callable[[Expr, Expr], Expr]:
     def compare(a: Expr, b: Expr) -> Expr:
-        known = {
-            "lt": lambda: less(a, b),
-            "ge": lambda: None if (v := less(a, b)) is None else not v,
-            "gt": lambda: less(b, a),
-            "le": lambda: None if (v := less(b, a)) is None else not v,
-            "eq": lambda: True if a is b else False if less(a, b) or less(b, a) else None,
-            "ne": lambda: False if a is b else True if less(a, b) or less(b, a) else None,
-        }[name]()
+        known = _COMPARE[name](a, b)
         if known is not None:
             return TRUE if known else FALSE
         return make(name, (a, b), None, "bool")
@@ -321,9 +333,12 @@ def _decided(name: str) -> object:
     return compare
 
 
-_INDEX.update(add=add, sub=sub, mul=mul, floordiv=floordiv, mod=mod)
-_INDEX.update({name: _decided(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")})  # type: ignore[misc]
-_INDEX["neg"] = lambda a: sub(index(0), a)
+def neg(a: Expr) -> Expr:
+    return sub(index(0), a)
+
+
+_INDEX.update(add=add, sub=sub, mul=mul, floordiv=floordiv, mod=mod, neg=neg)
+_INDEX.update({name: _decided(name) for name in _COMPARE})
 
 
 def divides(d: int, e: Expr) -> bool:

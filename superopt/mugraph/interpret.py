@@ -35,9 +35,10 @@ def run_graph(
 ) -> dict[str, Array]:
     """Every stored tensor's value, in float64 or (`field`) with floats as residues mod `PRIME`.
 
-    `configs` has one entry a kernel. Raises IllFormed where a branch is illegal or an axis has no tile,
-    IllegalAccess where a valid lane loads or stores out of bounds, loads what no earlier kernel
-    wrote, or stores an element that this kernel has stored, and where an output is left unwritten.
+    `configs` has one entry a kernel. Raises IllFormed where a branch is illegal or an axis has no
+    tile, IllegalAccess where a valid lane loads or stores out of bounds, loads what no earlier
+    kernel wrote, or stores an element that this kernel has stored, and where an output is left
+    unwritten.
     """
     if len(configs) != len(graph.kernels):
         raise IllFormed(f"{graph.name}: {len(configs)} configs for {len(graph.kernels)} kernels")

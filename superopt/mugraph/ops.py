@@ -54,7 +54,7 @@ class Op:
     triton: str
     field: Callable[..., Any] | None = None
     cost: float = 1.0
-    special: bool = False  # runs on the special-function unit
+    special: int = 0  # evaluations by the special-function unit
     keeps_zero: bool = False  # f(0, ...) = 0 when every varying operand is 0
     commutative: bool = False
 
@@ -64,46 +64,46 @@ def _rows() -> list[Op]:
     f1, same, boolean = "float", "same", "bool"
     return [
         # arithmetic
-        Op("add", 2, same, n.add, "{0} + {1}", lambda a, b: (a + b) % p, 1, False, True, True),
-        Op("sub", 2, same, n.subtract, "{0} - {1}", lambda a, b: (a - b) % p, 1, False, True),
-        Op("mul", 2, same, n.multiply, "{0} * {1}", lambda a, b: a * b % p, 1, False, True, True),
+        Op("add", 2, same, n.add, "{0} + {1}", lambda a, b: (a + b) % p, 1, 0, True, True),
+        Op("sub", 2, same, n.subtract, "{0} - {1}", lambda a, b: (a - b) % p, 1, 0, True),
+        Op("mul", 2, same, n.multiply, "{0} * {1}", lambda a, b: a * b % p, 1, 0, True, True),
         Op("div", 2, f1, _divide, "{0} / {1}", lambda a, b: a * field_inverse(b) % p, 4),
-        Op("neg", 1, same, n.negative, "-{0}", lambda a: -a % p, 1, False, True),
-        Op("square", 1, same, n.square, "{0} * {0}", lambda a: a * a % p, 1, False, True),
+        Op("neg", 1, same, n.negative, "-{0}", lambda a: -a % p, 1, 0, True),
+        Op("square", 1, same, n.square, "{0} * {0}", lambda a: a * a % p, 1, 0, True),
         Op("floordiv", 2, same, n.floor_divide, "floor_divide({0}, {1})", cost=8),
         Op("mod", 2, same, n.mod, "remainder({0}, {1})", cost=8),
         Op("fmod", 2, same, n.fmod, "fmod({0}, {1})", cost=8),
-        Op("pow", 2, same, n.power, "power({0}, {1})", cost=20, special=True),
+        Op("pow", 2, same, n.power, "power({0}, {1})", cost=20, special=3),
         Op("abs", 1, same, n.abs, "tl.abs({0})", keeps_zero=True),
         Op("sign", 1, same, n.sign, "sign({0})", cost=2, keeps_zero=True),
         Op("maximum", 2, same, n.maximum, "maximum({0}, {1})", cost=1, commutative=True),
         Op("minimum", 2, same, n.minimum, "minimum({0}, {1})", cost=1, commutative=True),
         # transcendental
-        Op("exp", 1, f1, n.exp, "tl.exp({0})", cost=2, special=True),
-        Op("exp2", 1, f1, n.exp2, "tl.exp2({0})", cost=1, special=True),
-        Op("expm1", 1, f1, n.expm1, "expm1({0})", cost=10, special=True, keeps_zero=True),
-        Op("log", 1, f1, n.log, "tl.log({0})", cost=2, special=True),
-        Op("log2", 1, f1, n.log2, "tl.log2({0})", cost=1, special=True),
-        Op("log10", 1, f1, n.log10, "tl.log({0}) * 0.4342944819032518", cost=2, special=True),
-        Op("log1p", 1, f1, n.log1p, "log1p({0})", cost=10, special=True, keeps_zero=True),
-        Op("sqrt", 1, f1, n.sqrt, "tl.sqrt_rn({0})", cost=4, special=True, keeps_zero=True),
-        Op("rsqrt", 1, f1, lambda a: 1 / n.sqrt(a), "tl.rsqrt({0})", cost=1, special=True),
-        Op("sin", 1, f1, n.sin, "tl.sin({0})", cost=8, special=True, keeps_zero=True),
-        Op("cos", 1, f1, n.cos, "tl.cos({0})", cost=8, special=True),
-        Op("tan", 1, f1, n.tan, "tl.sin({0}) / tl.cos({0})", cost=20, special=True),
+        Op("exp", 1, f1, n.exp, "tl.exp({0})", cost=2, special=1),
+        Op("exp2", 1, f1, n.exp2, "tl.exp2({0})", cost=1, special=1),
+        Op("expm1", 1, f1, n.expm1, "expm1({0})", cost=10, special=2, keeps_zero=True),
+        Op("log", 1, f1, n.log, "tl.log({0})", cost=2, special=1),
+        Op("log2", 1, f1, n.log2, "tl.log2({0})", cost=1, special=1),
+        Op("log10", 1, f1, n.log10, "tl.log({0}) * 0.4342944819032518", cost=2, special=1),
+        Op("log1p", 1, f1, n.log1p, "log1p({0})", cost=10, special=2, keeps_zero=True),
+        Op("sqrt", 1, f1, n.sqrt, "tl.sqrt_rn({0})", cost=4, special=1, keeps_zero=True),
+        Op("rsqrt", 1, f1, lambda a: 1 / n.sqrt(a), "tl.rsqrt({0})", cost=1, special=1),
+        Op("sin", 1, f1, n.sin, "tl.sin({0})", cost=8, special=1, keeps_zero=True),
+        Op("cos", 1, f1, n.cos, "tl.cos({0})", cost=8, special=1),
+        Op("tan", 1, f1, n.tan, "tl.sin({0}) / tl.cos({0})", cost=20, special=3),
         Op("asin", 1, f1, n.arcsin, "asin({0})", cost=20, keeps_zero=True),
         Op("acos", 1, f1, n.arccos, "acos({0})", cost=20),
         Op("atan", 1, f1, n.arctan, "atan({0})", cost=20, keeps_zero=True),
         Op("atan2", 2, f1, n.arctan2, "atan2({0}, {1})", cost=24),
-        Op("sinh", 1, f1, n.sinh, "sinh({0})", cost=12, special=True, keeps_zero=True),
-        Op("cosh", 1, f1, n.cosh, "cosh({0})", cost=8, special=True),
-        Op("tanh", 1, f1, n.tanh, "tanh({0})", cost=10, special=True, keeps_zero=True),
-        Op("asinh", 1, f1, n.arcsinh, "asinh({0})", cost=16, special=True, keeps_zero=True),
-        Op("acosh", 1, f1, n.arccosh, "acosh({0})", cost=16, special=True),
-        Op("atanh", 1, f1, n.arctanh, "atanh({0})", cost=16, special=True, keeps_zero=True),
-        Op("erf", 1, f1, _erf, "tl.erf({0})", cost=16, special=True, keeps_zero=True),
-        Op("erfc", 1, f1, lambda a: 1 - _erf(a), "1.0 - tl.erf({0})", cost=16, special=True),
-        Op("sigmoid", 1, f1, _sigmoid, "tl.sigmoid({0})", cost=6, special=True),
+        Op("sinh", 1, f1, n.sinh, "sinh({0})", cost=12, special=2, keeps_zero=True),
+        Op("cosh", 1, f1, n.cosh, "cosh({0})", cost=8, special=2),
+        Op("tanh", 1, f1, n.tanh, "tanh({0})", cost=10, special=2, keeps_zero=True),
+        Op("asinh", 1, f1, n.arcsinh, "asinh({0})", cost=16, special=2, keeps_zero=True),
+        Op("acosh", 1, f1, n.arccosh, "acosh({0})", cost=16, special=2),
+        Op("atanh", 1, f1, n.arctanh, "atanh({0})", cost=16, special=2, keeps_zero=True),
+        Op("erf", 1, f1, _erf, "tl.erf({0})", cost=16, special=1, keeps_zero=True),
+        Op("erfc", 1, f1, lambda a: 1 - _erf(a), "1.0 - tl.erf({0})", cost=16, special=1),
+        Op("sigmoid", 1, f1, _sigmoid, "tl.sigmoid({0})", cost=6, special=2),
         # rounding
         Op("floor", 1, same, n.floor, "tl.floor({0})", keeps_zero=True),
         Op("ceil", 1, same, n.ceil, "tl.ceil({0})", keeps_zero=True),
@@ -172,12 +172,12 @@ def identity(monoid: str, dtype: str) -> float | int:
     >>> identity("max", "i32"), identity("sum", "f16")
     (-2147483648, 0.0)
     """
-    value: float = MONOIDS[monoid].identity
+    value = MONOIDS[monoid].identity
     if dtype.startswith(("f", "bf")):
         return value
     if np.isinf(value):
-        bits = 63 if dtype in ("i64", "index") else int(dtype.strip("iu") or 31) - 1
         if dtype in ("u8", "bool"):
             return (1 if dtype == "bool" else 255) if value > 0 else 0
-        return 2**bits - 1 if value > 0 else -(2**bits)
+        bits = 63 if dtype in ("i64", "index") else int(dtype.strip("i")) - 1
+        return (1 << bits) - 1 if value > 0 else -(1 << bits)
     return int(value)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
-from superopt.errors import UsageError
+from superopt.errors import IllFormed, UsageError
 from superopt.mugraph.dtypes import DTYPES, is_float
 from superopt.mugraph.expr import FALSE, TRUE, Axis, Expr, Reduction, Symbol, Tensor, const, make
 from superopt.mugraph.ops import MONOIDS, OPS
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class ParseError(UsageError):
-    """The text of a program or µGraph is not one; the message has the line and what was expected."""
+    """The text is no program or µGraph; the message has the line and what was expected."""
 
 
 def _name(token: str) -> str:
@@ -237,7 +237,10 @@ class Parser:
         axes: list[Axis] = []
         if self.line.accept("for"):
             self._listed(lambda: axes.append(self._known(self.axes, "an axis")))
-        return Store(tensor, tuple(axes), tuple(indices), value)
+        try:
+            return Store(tensor, tuple(axes), tuple(indices), value)
+        except IllFormed as error:
+            self.line.fail(f"a store that is well formed ({error})")
 
     def _known(self, table: Mapping[str, T], what: str) -> T:
         token = self.line.take("name", what)

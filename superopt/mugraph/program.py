@@ -1,8 +1,9 @@
 """Programs and µGraphs: what is computed, and where.
 
-A `Program` is a list of stores, each `for all axes: tensor[indices] = value`, in an order in which a
-store may load what an earlier one stored. Tracing gives a program whose stores are its outputs;
-cutting it adds temporaries; a `KernelGraph` groups its stores into kernels and gives every axis a role.
+A `Program` is a list of stores, each `for all axes: tensor[indices] = value`, in an order in which
+a store may load what an earlier one stored. Tracing gives a program whose stores are its outputs;
+cutting it adds temporaries; a `KernelGraph` groups its stores into kernels and gives every axis a
+role.
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ class Store:
 def store(tensor: Tensor, axes: Iterable[Axis], value: Expr) -> Store:
     """The plain store of a whole tensor, an axis a dimension."""
     axes = tuple(axes)
-    return Store(tensor, tuple(a for a in axes if axis(a).op == "axis"), tuple(map(axis, axes)), value)
+    varying = tuple(a for a in axes if axis(a).op == "axis")
+    return Store(tensor, varying, tuple(map(axis, axes)), value)
 
 
 @dataclass(frozen=True)
 class SourceOp:
     """One traced operator, for the baselines: what an unfused run of it moves and computes.
 
-    `kind` is view (free), pointwise, reduction or contraction; `reads` and `writes` name values of the
-    traced program (an input has its parameter's name); `flops` is an extent expression.
+    `kind` is view (free), pointwise, reduction or contraction; `reads` and `writes` name values of
+    the traced program (an input has its parameter's name); `flops` is an extent expression.
     """
 
     name: str
@@ -54,7 +56,7 @@ class SourceOp:
 
 @dataclass(frozen=True)
 class Program:
-    """A traced or rewritten program. `outputs` are in the order in which the function returns them."""
+    """A traced or rewritten program. `outputs` are in the order in which the function returns."""
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -72,9 +74,7 @@ class Program:
 
 
 def symbols_of(tensors: Iterable[Tensor]) -> tuple[Symbol, ...]:
-    found = {
-        n.attr for t in tensors for e in t.shape for n in toposort(e) if n.op == "sym"
-    }
+    found = {n.attr for t in tensors for e in t.shape for n in toposort(e) if n.op == "sym"}
     return tuple(sorted(found, key=lambda s: s.name))
 
 
@@ -86,9 +86,9 @@ def loads(*roots: Expr) -> Iterator[Expr]:
 # -- the µGraph ---------------------------------------------------------------------------------
 
 ROLES = ("program", "grid", "loop", "whole")
-"""What becomes of an axis in a kernel. `program`: one index a program. `grid`: split over programs in
-tiles. `loop`: split over iterations of a loop in tiles. `whole`: held whole in a program, its tile the
-next power of two. An unrolled axis has been substituted away: it stands as several stores."""
+"""What becomes of an axis in a kernel. `program`: one index a program. `grid`: split over programs
+in tiles. `loop`: split over iterations of a loop in tiles. `whole`: held whole in a program, its
+tile the next power of two. An unrolled axis has been substituted away: it stands as several stores."""
 
 
 @dataclass(frozen=True)
@@ -195,19 +195,24 @@ def _same_grid(b: Branch) -> Iterator[str]:
     grids = {frozenset(a for a in s.axes if b.role(a) in ("program", "grid")) for s in b.stores}
     for a in {a for g in grids for a in g}:
         if any(a not in g for g in grids):
-            yield f"axis {a.name} is split over programs for some stores only: programs would repeat them"
+            yield f"axis {a.name} is split over programs for some stores only: others would repeat"
 
 
 def _reads_own_store(b: Branch) -> Iterator[str]:
     stored = {s.tensor for s in b.stores}
-    for node in loads(*(s.value for s in b.stores)):
+    for node in loads(*(e for s in b.stores for e in (s.value, *s.indices))):
         if node.attr in stored:
             yield f"{node.attr.name} is loaded by the launch that stores it"
 
 
 BRANCH_RULES = (
-    _free_roles, _no_shadowed_tile, _bound_not_grid, _one_loop_a_reduce, _same_grid, _reads_own_store,
-)  # fmt: skip
+    _free_roles,
+    _no_shadowed_tile,
+    _bound_not_grid,
+    _one_loop_a_reduce,
+    _same_grid,
+    _reads_own_store,
+)
 
 
 def illegal(branch: Branch) -> str | None:
@@ -222,8 +227,8 @@ def illegal(branch: Branch) -> str | None:
 class Choice:
     """What to run for sizes up to `limits`: a µGraph and a configuration for each of its kernels.
 
-    A kernel.py holds a table of choices, in order of size; the first whose limits hold is taken, the
-    last where none does.
+    A kernel.py holds a table of choices, in order of size; the first whose limits hold is taken,
+    the last where none does.
     """
 
     limits: tuple[tuple[str, int], ...]  # (symbol, largest size), sorted by name
@@ -235,8 +240,8 @@ class Choice:
 class Traced:
     """A program with what the wrapper around its kernel must know.
 
-    `returns` is 'tensor', 'tuple' or 'list'; `parameters` are the original's, in its order; `captured`
-    names inputs that are a module's parameters or buffers (values kept beside, by name).
+    `returns` is 'tensor', 'tuple' or 'list'; `parameters` are the original's, in its order;
+    `captured` names inputs that are a module's parameters or buffers (values kept beside, by name).
     """
 
     program: Program

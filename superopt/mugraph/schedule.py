@@ -1,8 +1,8 @@
 """The block graph made explicit: where each value of a branch is computed.
 
-A value is computed in the innermost loop that it varies along, once; reductions over the same looped
-axis that do not depend on each other share a loop; one that depends on another loops again. For
-`sum[k] x[k] / max[k] x[k]` with k looped:
+A value is computed in the innermost loop that it varies along, once; reductions over the same
+looped axis that do not depend on each other share a loop; one that depends on another loops again.
+For `sum[k] x[k] / max[k] x[k]` with k looped:
 
     Loop k: max      then      Loop k: sum     (a second pass)
 """
@@ -33,7 +33,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Loop:
-    """One pass over a looped axis. Each of `reductions` is an accumulator that this loop completes."""
+    """One pass over a looped axis. It completes each of `reductions`, an accumulator each."""
 
     axis: Axis
     reductions: tuple[Expr, ...]
@@ -169,7 +169,7 @@ class _Scheduler:
         order: list[Expr],
         levels: int,
     ) -> dict[Expr, int]:
-        """Place each value just before the first pass that uses it: an epilogue's bias loads late."""
+        """Place each value just before the first pass that uses it: a bias loads after the loop."""
         place = dict.fromkeys(order, levels)
         for (level, inside), group in passes.items():
             for goal in group:

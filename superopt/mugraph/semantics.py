@@ -57,11 +57,12 @@ def rounded(x: Array, dtype: str) -> Array:
     """x, in float64, rounded to the nearest value of a float type (ties to even)."""
     if dtype == "f64":
         return x
-    if dtype == "f16":
-        return x.astype(np.float16).astype(np.float64)
-    single = np.asarray(x, np.float32)
+    with np.errstate(over="ignore"):
+        if dtype == "f16":
+            return x.astype(np.float16).astype(np.float64)
+        single = np.asarray(x, np.float32)
     if dtype == "bf16":  # the upper half of a float32
-        bits = single.view(np.uint32).astype(np.uint64)
+        bits = single.view(np.uint32).astype(np.int64)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         single = np.where(np.isnan(single), single, bits.astype(np.uint32).view(np.float32))
     return single.astype(np.float64)
@@ -136,7 +137,7 @@ class Arithmetic:
             return x != 0
         if to == "int" and of == "float":
             x = np.nan_to_num(np.trunc(x), nan=0.0, posinf=2.0**62, neginf=-(2.0**62))
-        return _wrap(x.astype(np.int64), target) if to == "int" else x
+        return x if to != "int" else _wrap(np.asarray(x, np.int64), target)
 
     # -- reductions -----------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def quoted(name: str) -> str:
 
 
 class Names:
-    """What each symbol, axis and tensor is called in one text; tensors have a space of their own."""
+    """What symbols, axes and tensors are called in one text; tensors have a space of their own."""
 
     def __init__(self) -> None:
         self.of: dict[Symbol | Axis | Tensor, str] = {}

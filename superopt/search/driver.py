@@ -143,7 +143,9 @@ def search_program(program: Program, options: Options, progress: Progress | None
 def _tasks(space: Space, found: list[Found], options: Options) -> tuple[list[tuple[int, ...]], int]:
     """The cuts that may still beat the K-th best of the uncut program, cheapest bound first."""
     largest = max(options.sizes, key=lambda s: prod(v for _, v in s))
-    classes = candidates(space.graph, [t.number for t in space.outputs], dict(largest))
+    outputs = [t.number for t in space.outputs]
+    most = ideal_bytes(space.program, dict(largest)) / 2
+    classes = candidates(space.graph, outputs, dict(largest), most)
     todo, pruned = [], 0
     for cut in cuts(classes)[1:]:
         bounds = [_lower_bound(space, cut, s) for s in options.sizes]

@@ -51,6 +51,7 @@ class EGraph:
         self.number: dict[ENode, int] = {}
         self.of: dict[Expr, int] = {}
         self.dirty = False
+        self.written: set[int] = set()  # classes of the program's own expressions
 
     @property
     def size(self) -> int:
@@ -145,6 +146,8 @@ class EGraph:
         for node in toposort(root):
             if node not in self.of:
                 self.of[node] = self._insert(node)
+                self.written.add(self.of[node])
+        self.rebuild()
         return self.find(self.of[root])
 
     def _insert(self, e: Expr) -> int:
@@ -173,7 +176,7 @@ class EGraph:
             return None
         match e.op:
             case "mul":
-                return self.product(1.0, kids, wide)
+                return self._both_forms(kids, wide)
             case "square":
                 return self.product(1.0, [kids[0], kids[0]], wide)
             case "neg":
@@ -188,6 +191,13 @@ class EGraph:
                     return self.product(1.0 / divisor, [kids[0]], wide)
                 return self.product(1.0, [kids[0], self.inverse(kids[1], wide)], wide)
         return None
+
+    def _both_forms(self, kids: list[int], wide: str) -> int:
+        """A written product, spliced and as it stands: a factor may be worth a temporary."""
+        c = self.product(1.0, kids, wide)
+        if all(self.constant(k) is None for k in kids):
+            self.union(c, self.add(ENode("*", 1.0, tuple(sorted(kids))), wide))
+        return self.find(c)
 
     def inverse(self, c: int, dtype: str = "f32") -> int:
         return self.add(ENode("inverse", dtype, (c,)), dtype)

@@ -48,58 +48,82 @@ def reducing(g: EGraph) -> set[int]:
     return found
 
 
-def candidates(g: EGraph, outputs: list[int], sizes: Mapping[str, int]) -> list[int]:
-    """Classes worth a temporary, the most work saved first."""
+def candidates(
+    g: EGraph, outputs: list[int], sizes: Mapping[str, int], most_elements: float
+) -> list[int]:
+    """Classes worth a temporary: those that the program itself writes first, then the most work.
+
+    A class is looked at if it is a reduction, or a whole operand of one. Classes that only the
+    algebra made must not have more than `most_elements`.
+    """
     heavy = reducing(g)
-    used_below_reduce: set[int] = set()
-    stack = [
-        (g.find(n.children[0]), frozenset(n.attr.axes))
-        for k in g.classes.values()
-        for n in k.nodes
-        if n.op == "reduce"
-    ]
-    seen = set(stack)
+    written = {g.find(c) for c in g.written}
+    operands: set[int] = set()
+    for k in g.classes.values():
+        for n in k.nodes:
+            if n.op == "reduce":
+                body = g.find(n.children[0])
+                operands.add(body)
+                operands.update(
+                    g.find(x) for m in g.classes[body].nodes if m.op == "*" for x in m.children
+                )
+    below = _below_reductions(g)
+    roots = {g.find(o) for o in outputs}
+    scored: list[tuple[bool, float, float, int]] = []
+    for c in sorted(heavy & below - roots):
+        reduces = any(n.op == "reduce" for n in g.classes[c].nodes)
+        if not reduces and c not in operands:
+            continue
+        stored = float(prod(ix.value(a.extent, dict(sizes)) for a in g.classes[c].free))
+        work = _work(g, c, sizes)
+        if g.classes[c].dtype not in ("f32", "f64") or work < 2 * stored:
+            continue
+        if c in written or stored <= most_elements:
+            scored.append((c not in written, -work, stored, c))
+    ends: dict[object, list[tuple[bool, float, float, int]]] = {}
+    for row in sorted(scored, key=lambda r: r[3]):
+        ends.setdefault((row[:3], g.classes[row[3]].free), []).append(row)
+    kept = {row for rows in ends.values() for row in (rows[0], rows[-1])}  # first and last of a chain
+    return [c for *_, c in sorted(kept)[:MOST_CANDIDATES]]
+
+
+def _below_reductions(g: EGraph) -> set[int]:
+    """Classes that some reduction's body uses."""
+    stack = [g.find(n.children[0]) for k in g.classes.values() for n in k.nodes if n.op == "reduce"]
+    found = set(stack)
     while stack:
-        c, axes = stack.pop()
-        if c in heavy:
-            used_below_reduce.add(c)
-        for n in g.classes[c].nodes:
+        for n in g.classes[stack.pop()].nodes:
             if n.op in ("reduce", "leaf"):
                 continue
-            for x in n.children:
-                item = (g.find(x), axes)
-                if item not in seen:
-                    seen.add(item)
-                    stack.append(item)
-    roots = {g.find(o) for o in outputs}
-    scored = []
-    for c in used_below_reduce - roots:
-        saved = _work(g, c, sizes)
-        if saved is not None:
-            scored.append((-saved, c))
-    return [c for _, c in sorted(scored)[:MOST_CANDIDATES]]
+            for x in map(g.find, n.children):
+                if x not in found:
+                    found.add(x)
+                    stack.append(x)
+    return found
 
 
-def _work(g: EGraph, c: int, sizes: Mapping[str, int]) -> float | None:
-    """Elements that computing the class once touches; None where storing it cannot pay."""
+def _work(g: EGraph, c: int, sizes: Mapping[str, int]) -> float:
+    """Elements that computing the class touches at the least, over its forms."""
     k = g.classes[c]
-    if k.dtype not in ("f32", "f64"):
-        return None
-    stored = prod(ix.value(a.extent, dict(sizes)) for a in k.free)
-    work = 0.0
-    stack, seen = [c], {c}
+    least: list[float] = []
+    for n in k.nodes:
+        if n.op == "reduce":
+            free = g[n.children[0]].free | set(n.attr.axes)
+            least.append(float(prod(ix.value(a.extent, dict(sizes)) for a in free)))
+    if least:
+        return min(least)
+    best, stack, seen = 0.0, [c], {c}
     while stack:
-        here = stack.pop()
-        for n in g.classes[here].nodes:
-            if n.op == "reduce":
-                free = g[n.children[0]].free | set(n.attr.axes)
-                work = max(work, float(prod(ix.value(a.extent, dict(sizes)) for a in free)))
-            elif n.op != "leaf":
-                for x in (g.find(x) for x in n.children):
-                    if x not in seen and g.classes[x].free <= k.free:
-                        seen.add(x)
-                        stack.append(x)
-    return work / max(stored, 1) * stored**0.5 if work >= 2 * stored else None
+        for n in g.classes[stack.pop()].nodes:
+            for x in map(g.find, n.children):
+                if x in seen or n.op == "reduce":
+                    continue
+                seen.add(x)
+                if any(m.op == "reduce" for m in g.classes[x].nodes):
+                    best = max(best, _work(g, x, sizes))
+                elif g.classes[x].free <= k.free:
+                    stack.append(x)
+    return best
 
 
 def temporary(g: EGraph, c: int, number: int, operand: str | None) -> Temporary:

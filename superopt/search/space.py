@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import prod
 
-from superopt.cost_model.configs import Ranked, ranked
-from superopt.cost_model.features import power_of_two
-from superopt.cost_model.model import KernelModel, Prediction, axes_of, total
+from superopt.cost_model.configs import Ranked, ranked, size_of_space
+from superopt.cost_model.model import KernelModel, Prediction, total
 from superopt.cost_model.profile import Profile
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import is_float
@@ -20,7 +19,7 @@ from superopt.search.extract import Coster, Counts, Extractor, Weights
 from superopt.search.partition import Temporary, operand_type, temporary
 from superopt.search.roles import branches
 
-SHORTLIST = 5  # branches whose configurations are all tried
+VARIANTS = 4  # branches of a group that become candidates of their own
 NOMINAL_TILE = 64
 Sizes = tuple[tuple[str, int], ...]
 
@@ -66,33 +65,44 @@ class Space:
         plan = self._plan(cut)
         if plan is None:
             return
-        temporaries, stages, given = plan
-        del temporaries
+        stages, given = plan
         for separate in (False, True):
-            for apart in (False, True):
-                kernels: list[Kernel] = []
-                configs: list[Config] = []
-                parts: list[Prediction] = []
-                for stage in stages:
-                    done = self._stage(stage, given, sizes, separate, apart)
-                    if done is None:
-                        break
-                    for branch_set, config, prediction in done:
-                        kernels.append(Kernel(f"k{len(kernels)}", branch_set))
-                        configs.append(config)
-                        parts.append(prediction)
-                else:
-                    p = self.program
-                    graph = KernelGraph(p.name, p.inputs, tuple(kernels), p.outputs)
-                    yield Found(graph, sizes, tuple(configs), tuple(parts))
-                if all(len(s) == 1 for s in stages):
-                    return  # nothing to group differently
+            grouped = [self._groups(stage, given, sizes, separate) for stage in stages]
+            if any(not options for stage in grouped for options in stage):
+                continue
+            for pick in _variants(grouped):
+                for apart in (False, True):
+                    if (f := self._assemble(pick, sizes, apart)) is not None:
+                        yield f
+                    if all(len(stage) == 1 for stage in pick):
+                        break  # one branch a stage: nothing to part
+            if all(len(stage) == 1 for stage in stages):
+                return
+
+    def _assemble(
+        self, pick: Sequence[Sequence[Branch]], sizes: Sizes, apart: bool
+    ) -> Found | None:
+        """A µGraph of chosen branches: a stage's in one kernel, or a kernel each."""
+        kernels: list[Kernel] = []
+        configs: list[Config] = []
+        parts: list[Prediction] = []
+        for stage in pick:
+            for branch_set in [(b,) for b in stage] if apart else [tuple(stage)]:
+                options = self._ranked(branch_set, sizes)
+                if not options:
+                    return None
+                kernels.append(Kernel(f"k{len(kernels)}", branch_set))
+                configs.append(options[0][0])
+                parts.append(options[0][1])
+        p = self.program
+        graph = KernelGraph(p.name, p.inputs, tuple(kernels), p.outputs)
+        return Found(graph, sizes, tuple(configs), tuple(parts))
 
     # -- stages ---------------------------------------------------------------------------------
 
     def _plan(
         self, cut: tuple[int, ...]
-    ) -> tuple[list[Temporary], list[list[Target]], dict[int, Expr]] | None:
+    ) -> tuple[list[list[Target]], dict[int, Expr]] | None:
         """Order the temporaries by need, and give every store the stage at which it can run."""
         g = self.graph
         todo = [temporary(g, c, n, operand_type(g, c)) for n, c in enumerate(cut)]
@@ -136,7 +146,7 @@ class Space:
             while len(stages) <= stage:
                 stages.append([])
             stages[stage].append(target)
-        return todo, stages, given
+        return stages, given
 
     def _used(
         self, roots: list[int], given: Mapping[int, Expr], exclude: int | None
@@ -191,33 +201,17 @@ class Space:
 
     # -- kernels --------------------------------------------------------------------------------
 
-    def _stage(
-        self,
-        stage: Sequence[Target],
-        given: Mapping[int, Expr],
-        sizes: Sizes,
-        separate: bool,
-        apart: bool,
-    ) -> list[tuple[tuple[Branch, ...], Config, Prediction]] | None:
-        """Kernels of a stage. `separate`: a branch a store. `apart`: a kernel a branch."""
+    def _groups(
+        self, stage: Sequence[Target], given: Mapping[int, Expr], sizes: Sizes, separate: bool
+    ) -> list[list[Branch]]:
+        """For each branch of a stage its options, best first. `separate`: a branch a store."""
         groups: dict[object, list[Target]] = {}
         for t in stage:
             key: object = t.shape.tensor.name if separate else frozenset(t.shape.axes)
             groups.setdefault(key, []).append(t)
-        best: list[tuple[float, Branch]] = []
-        for group in groups.values():
-            options = self._group(tuple(group), given, sizes)
-            if not options:
-                return None
-            best.append(options[0])
-        sets = [(b,) for _, b in best] if apart else [tuple(b for _, b in best)]
-        done = []
-        for branch_set in sets:
-            found = self._ranked(branch_set, sizes)
-            if not found:
-                return None
-            done.append((branch_set, *found[0]))
-        return done
+        return [
+            [b for _, b in self._group(tuple(group), given, sizes)] for group in groups.values()
+        ]
 
     def _group(
         self, group: tuple[Target, ...], given: Mapping[int, Expr], sizes: Sizes
@@ -225,18 +219,14 @@ class Space:
         """Branches that compute a group of stores, fastest predicted first."""
         key = (tuple(t.number for t in group), tuple(t.shape for t in group), tuple(given), sizes)
         if key not in self._grouped:
-            shortlist: dict[Branch, float] = {}
-            for branch in self._branches(group, given, sizes):
-                self.assigned += 1
-                if branch not in shortlist:
-                    shortlist[branch] = self._nominal(branch, sizes)
-            order = sorted(shortlist.items(), key=lambda item: (item[1], _text(item[0])))
             found = []
-            for branch, _ in order[:SHORTLIST]:
+            for branch in dict.fromkeys(self._branches(group, given, sizes)):
+                self.assigned += 1
                 configs = self._ranked((branch,), sizes)
                 if configs:
                     found.append((configs[0][1].time_us, branch))
-            self._grouped[key] = sorted(found, key=lambda f: (round(f[0], 4), _text(f[1])))
+            found.sort(key=lambda f: (round(f[0], 4), _text(f[1])))
+            self._grouped[key] = found[:VARIANTS]
         return self._grouped[key]
 
     def _branches(
@@ -270,27 +260,12 @@ class Space:
             for held in combinations(may_hold, n):
                 yield stored - frozenset(held)
 
-    def _nominal(self, branch: Branch, sizes: Sizes) -> float:
-        model = KernelModel(Kernel("k", (branch,)), dict(sizes), self.profile)
-        best = float("inf")
-        for tile in (16, 32, 64, 128):
-            tiles = []
-            for a in axes_of(model):
-                top = power_of_two(max(e[a] for e in model.extents if a in e))
-                dotted = any(a in f.dot_axes for f in model.parts)
-                tiles.append((a.name, max(16, min(tile, top)) if dotted else min(tile, top)))
-            self.configured += 1
-            config = Config(tuple(sorted(tiles)), 8, 2)
-            time = model.predict(config).time_us
-            best = min(best, time if model.fits(config) else time * 4)
-        return best
-
     def _ranked(self, branch_set: tuple[Branch, ...], sizes: Sizes) -> Ranked:
         key = (branch_set, sizes)
         if key not in self._models:
             model = KernelModel(Kernel("k", branch_set), dict(sizes), self.profile)
             self._models[key] = ranked(model)
-            self.configured += len(self._models[key])
+            self.configured += size_of_space(model)
         return self._models[key]
 
 
@@ -305,6 +280,18 @@ def _choices(terms: list[list[Expr]]) -> Iterator[tuple[Expr, ...]]:
     for position, options in enumerate(terms):
         for other in options[1:]:
             yield (*base[:position], other, *base[position + 1 :])
+
+
+def _variants(grouped: Sequence[Sequence[Sequence[Branch]]]) -> Iterator[list[list[Branch]]]:
+    """The best branch of every group; then one group's next best at a time."""
+    base = [[options[0] for options in stage] for stage in grouped]
+    yield base
+    for i, stage in enumerate(grouped):
+        for j, options in enumerate(stage):
+            for other in options[1:VARIANTS]:
+                changed = [list(s) for s in base]
+                changed[i][j] = other
+                yield changed
 
 
 def _text(branch: Branch) -> str:

@@ -1,0 +1,17 @@
+"""Checking: of µGraphs before they are emitted, and of the emitted kernels themselves."""
+
+from superopt.verify.folder import CheckResult, SpecShape, check_graph, verify_folder
+from superopt.verify.gate import GateResult, Worker, gate, gate_sizes
+from superopt.verify.verdict import Verdict
+
+__all__ = [
+    "CheckResult",
+    "GateResult",
+    "SpecShape",
+    "Verdict",
+    "Worker",
+    "check_graph",
+    "gate",
+    "gate_sizes",
+    "verify_folder",
+]

@@ -81,7 +81,9 @@ def _check(original: Program, pairs: Sequence[Pair], seed: int, trials: int) -> 
         rng = np.random.default_rng(draws.seed_of(seed, n))
         for p in pairs:
             points = choose_points((p.want, p.got), p.axes, sizes, rng, MOST_WORK)
-            sampled = sampled or any(len(i) < Degrees(sizes).extent(frozenset((a,))) for a, i in points.items())
+            sampled = sampled or any(
+                len(i) < Degrees(sizes).extent(frozenset((a,))) for a, i in points.items()
+            )
             miss = miss_chance(p, points, sizes)
             for trial in range(trials):
                 witness = _trial(original, p, points, sizes, draws.seed_of(seed, n, trial))

@@ -18,11 +18,11 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from superopt.errors import CheckFailed
-from superopt.mugraph.program import Program
+from superopt.mugraph.program import Program, Traced
 from superopt.mugraph.serialize import to_json
 from superopt.verify.draws import sample_sizes
 
-SECONDS = 4.0  # about what a gate may take on one core, start of the process aside
+SECONDS = 3.0  # about what a gate may take on one core, start of the process aside
 PATIENCE = 30.0  # times that, and the process is taken to hang
 
 
@@ -45,7 +45,9 @@ class GateResult:
 
     def __str__(self) -> str:
         if self.passed:
-            return f"passed: worst {self.worst:.2f} of what is allowed ({self.worst_at}); {self.scope}"
+            return (
+                f"passed: worst {self.worst:.2f} of what is allowed ({self.worst_at}); {self.scope}"
+            )
         w = self.witness
         at = ", ".join(f"{k}={v}" for k, v in w.get("sizes", {}).items())
         inputs = f"{w.get('inputs', '')}" + (f" at {at}" if at else "")
@@ -155,7 +157,7 @@ def gate_sizes(program: Program, limits: Sequence[Mapping[str, int]] = ()) -> li
 
 
 def gate(
-    program: Program,
+    original: Program | Traced,
     kernel: Path,
     *,
     worker: Worker,
@@ -170,11 +172,15 @@ def gate(
     `full` runs every program of every launch and asks that each element be written; else some programs of
     the last launch run. A kernel that raises, hangs or crashes fails, with that as its witness.
     """
+    program = original.program if isinstance(original, Traced) else original
+    first = original.parameters if isinstance(original, Traced) else ()
+    others = [t.name for t in program.inputs if t.name not in first]  # a module's parameters
     job = {
         "kernel": str(kernel),
         "name": name or program.name,
         "program": to_json(program),
         "sizes": list(sizes if sizes is not None else gate_sizes(program)),
+        "arguments": [*first, *others],
         "seed": seed,
         "seconds": seconds,
         "full": full,
@@ -182,6 +188,8 @@ def gate(
     try:
         result = worker.call(job, timeout=PATIENCE * max(seconds, 2.0))
     except (TimeoutError, WorkerDied) as error:
-        return GateResult(False, float("inf"), witness={"inputs": "", "sizes": {}, "raised": str(error)})
+        return GateResult(
+            False, float("inf"), witness={"inputs": "", "sizes": {}, "raised": str(error)}
+        )
     result["eager"], result["left_out"] = tuple(result["eager"]), tuple(result["left_out"])
     return GateResult(**result)

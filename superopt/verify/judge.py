@@ -67,7 +67,9 @@ def _alike(a: Array, b: Array) -> Array:
     return np.asarray(finite | (np.isnan(a) & np.isnan(b)) | (np.isinf(a) & (a == b)))
 
 
-def judge(got: Array, want: Array, eager: Array, dtype: str, mask: Array | None = None) -> Judgement:
+def judge(
+    got: Array, want: Array, eager: Array, dtype: str, mask: Array | None = None
+) -> Judgement:
     """Compare arrays of one shape, all float64; `mask` chooses the elements (all of them by default)."""
     shape = got.shape
     rows = [a.astype(np.float64).reshape(-1, shape[-1] if shape else 1) for a in (got, want, eager)]
@@ -92,7 +94,9 @@ def _ratios(got: Array, want: Array, eager: Array, dtype: str, mask: Array) -> A
     inside = np.abs(want) + allowed
     wrong = ~_alike(got, expected)
     near = np.isinf(got) & (np.sign(got) == np.sign(want)) & (stored(inside, dtype) == np.inf)
-    near |= np.isinf(expected) & np.isfinite(got) & np.isfinite(stored(np.abs(want) - allowed, dtype))
+    near |= (
+        np.isinf(expected) & np.isfinite(got) & np.isfinite(stored(np.abs(want) - allowed, dtype))
+    )
     ratio = np.where(error == 0, 0.0, error / allowed)
     ratio = np.where(plain & ~wrong, ratio, np.where(asked & wrong & ~near, np.inf, 0.0))
     return np.asarray(ratio)

@@ -118,7 +118,9 @@ def _compare(
     return None
 
 
-def _witness(tensor: str, sizes: Mapping[str, int], index: list[int], got: Any, want: Any) -> dict[str, Any]:
+def _witness(
+    tensor: str, sizes: Mapping[str, int], index: list[int], got: Any, want: Any
+) -> dict[str, Any]:
     values = {"got": float(got), "want": float(want)}
     return {"sizes": dict(sizes), "tensor": tensor, "index": index, **values}
 
@@ -152,7 +154,10 @@ def _whole(original: Program, program: Program, seed: int) -> Verdict:
         if work(roots, {}, sizes) > 30_000_000:
             continue
         for floats in (draws.normal, draws.positive):
-            lazy = {t.name: draws.draw(t, sizes, draws.seed_of(seed, n), floats) for t in original.inputs}
+            lazy = {
+                t.name: draws.draw(t, sizes, draws.seed_of(seed, n), floats)
+                for t in original.inputs
+            }
             inputs = {name: np.asarray(a) for name, a in lazy.items()}
             moved = {name: np.asarray(perturbed(a, seed)) for name, a in inputs.items()}
             want, near = (run_program(original, x, sizes) for x in (inputs, moved))

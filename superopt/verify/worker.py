@@ -6,7 +6,6 @@ Jobs come in and results go out as lines of JSON; `gate.py` holds the other end.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import os
 import random
@@ -72,6 +71,7 @@ class Job:
         self.full: bool = job["full"]
         self.module = load(job["kernel"])
         self.kernel: Callable[..., Any] = getattr(self.module, job["name"])
+        self.arguments: list[str] = job["arguments"]
         self.inputs = Inputs(self.program, self.seed)
         self.worst, self.worst_at = 0.0, ""
         self.eager: set[str] = set()
@@ -101,13 +101,18 @@ class Job:
         }
 
     def plan(self) -> Iterator[tuple[Row, dict[str, int]]]:
-        """Ordinary inputs at every size; each hostile row at one size, a different one in turn."""
+        """Ordinary inputs at every size; each hostile row at one size, a different one in turn.
+
+        A full run is about which elements are written: it takes ordinary inputs alone.
+        """
         for sizes in self.sizes:
             yield ROWS[0], sizes
+        if self.full:
+            return
         elements = [sum(self.numel(t, s) for t in self.program.inputs) for s in self.sizes]
         least = min(elements)
         large = [s for s, n in zip(self.sizes, elements, strict=True) if n > least] or self.sizes
-        small = [s for s in large if all(v <= 128 for v in s.values())] or large
+        small = [s for s in large if all(v <= 32 for v in s.values())] or large
         for n, row in enumerate(ROWS[1:]):
             yield row, small[n % len(small)]
 
@@ -121,7 +126,8 @@ class Job:
         inputs = self.inputs.make(row, sizes)
         chosen = self.choose(n, of, inputs, sizes, where)
         if chosen is None:
-            self.left_out.append(f"{row.name} at {sizes}: its earlier launches are too large")
+            what = "its launches are" if self.full else "its earlier launches are"
+            self.left_out.append(f"{row.name} at {sizes}: {what} too large")
             return
         outputs, watch = self.launch(inputs, lambda launch, _: chosen[launch], where)
         self.runs += 1
@@ -139,10 +145,9 @@ class Job:
         plan: Callable[[int, int], set[int] | None],
         where: Mapping[str, Any],
     ) -> tuple[list[torch.Tensor], Watch]:
-        arguments = {k: t for k, t in inputs.items() if k in self.parameters}
         try:
             with Watch(plan, list(inputs.values())) as watch, torch.no_grad():
-                result = self.kernel(**arguments)
+                result = self.kernel(*(inputs[name] for name in self.arguments))
         except Exception as error:
             cause = error
             while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
@@ -150,10 +155,6 @@ class Job:
             message = f"{type(cause).__name__}: {cause}"
             raise Failure({**where, "raised": message, "ratio": float("inf")}) from error
         return list(result) if isinstance(result, tuple | list) else [result], watch
-
-    @property
-    def parameters(self) -> list[str]:
-        return list(inspect.signature(self.kernel).parameters)
 
     def choose(
         self,
@@ -163,8 +164,9 @@ class Job:
         sizes: Mapping[str, int],
         where: Mapping[str, Any],
     ) -> list[set[int] | None] | None:
-        """The programs of each launch to run: all but in the last; None where those are too many.
+        """The programs of each launch to run (None: all); None where that would take too long.
 
+        Of the last launch some are run, of those before it all, as the last may read all they store.
         Costs come from running the first program of each launch, once for each sizes, and are counted,
         not timed, so that the choice is the same everywhere.
         """
@@ -173,8 +175,11 @@ class Job:
             _, watch = self.launch(inputs, lambda *_: {0}, where)
             self.costs[key] = [(launch.programs, launch.cost) for launch in watch.launches]
         costs = self.costs[key]
-        if self.full or not costs:
-            return [None] * len(costs)
+        if self.full:
+            total = sum(programs * cost for programs, cost in costs)
+            return [None] * len(costs) if total <= self.seconds else None
+        if not costs:
+            return []
         earlier = sum(programs * cost for programs, cost in costs[:-1])
         if earlier > MOST_COST:
             return None
@@ -206,7 +211,13 @@ class Job:
                 index = [int(i) for i in np.argwhere(~mask)[0]]
                 text = f"no program writes element {index} of {tensor.name}"
                 raise Failure(
-                    {**where, "output": tensor.name, "index": index, "raised": text, "ratio": float("inf")}
+                    {
+                        **where,
+                        "output": tensor.name,
+                        "index": index,
+                        "raised": text,
+                        "ratio": float("inf"),
+                    }
                 )
 
     # -- comparing ------------------------------------------------------------------------------
@@ -225,7 +236,9 @@ class Job:
             self.program.outputs, outputs, references, strict=True
         ):
             got = to_numpy(output)[at].astype(np.float64)
-            verdict = judge(got, want.astype(np.float64), eager.astype(np.float64), tensor.dtype, mask)
+            verdict = judge(
+                got, want.astype(np.float64), eager.astype(np.float64), tensor.dtype, mask
+            )
             self.compared += verdict.compared
             if verdict.ratio > self.worst:
                 self.worst, self.worst_at = verdict.ratio, f"{where['inputs']} at {where['sizes']}"
@@ -235,7 +248,13 @@ class Job:
                 values = {"got": got[spot], "want": want[spot], "eager": eager[spot]}
                 numbers = {k: float(v) for k, v in values.items()}
                 raise Failure(
-                    {**where, "output": tensor.name, "index": index, **numbers, "ratio": verdict.ratio}
+                    {
+                        **where,
+                        "output": tensor.name,
+                        "index": index,
+                        **numbers,
+                        "ratio": verdict.ratio,
+                    }
                 )
 
     def references(
@@ -249,7 +268,8 @@ class Job:
         """For each output: where to look, which elements there were written, float64's and eager's."""
         arrays = {name: lazily(t) for name, t in inputs.items()}
         work = closed.work(self.program.roots, {}, sizes)
-        whole = self.eager_outputs(inputs) if work <= EAGER_WORK else None
+        cheap = work <= EAGER_WORK and hasattr(self.module, "reference")
+        whole = self.eager_outputs(inputs) if cheap else None
         try:
             stores = closed.plain_stores(self.program)
         except closed.NotClosed:
@@ -259,7 +279,9 @@ class Job:
             store = stores[tensor]
             points = points_in(mask, store, sizes, rng)
             at = grid(store, points, mask.shape)
-            evaluators = [Evaluator(arrays, sizes, points=points, rounding=r) for r in (False, True)]
+            evaluators = [
+                Evaluator(arrays, sizes, points=points, rounding=r) for r in (False, True)
+            ]
             axes = order(store)
             shape = [len(points[a]) for a in axes]
             want = np.broadcast_to(evaluators[0].align(store.value, axes), shape)
@@ -288,9 +310,8 @@ class Job:
             yield at if at else (), mask, want[tensor.name], eager
 
     def eager_outputs(self, inputs: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
-        arguments = {k: t.clone() for k, t in inputs.items() if k in self.parameters}
         with torch.no_grad():
-            result = self.module.reference(**arguments)
+            result = self.module.reference(*(inputs[name].clone() for name in self.arguments))
         self.eager.add("run")
         return result if isinstance(result, tuple | list) else [result]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -88,13 +90,61 @@ def export(spec: Spec) -> torch.export.ExportedProgram:
         module, shapes = spec.fn, dynamic
     else:
         module, shapes = _Call(_seen_by_torch(spec.fn)), (dynamic,)  # type: ignore[assignment]
-    with _quiet():
+    with _quiet(), _no_branches(spec):
         try:
             args = _stand_ins(spec, hints(spec))
-            exported = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+            exported = torch.export.export(
+                module,
+                args,
+                dynamic_shapes=shapes,
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        except SpecError:
+            raise
         except Exception as error:
             _translate(spec, error)
         return _legalized(exported)
+
+
+@contextlib.contextmanager
+def _no_branches(spec: Spec) -> Iterator[None]:
+    """Refuse a branch on a size in the user's own code.
+
+    Torch assumes inequalities of sizes, such as `B != 2`, where it picks a memory layout: those say
+    nothing of the values, and we ask it to defer them. It would do the same for `if x.shape[0] % 2:`.
+    """
+    file, original = source_file(spec.fn), torch.SymBool.__bool__
+
+    def watched(condition: torch.SymBool) -> bool:
+        frame = sys._getframe(1)
+        if frame.f_code.co_filename == file and _depends(condition):
+            raise SpecError(
+                f"{spec.file}:{frame.f_lineno}: {spec.name}: branches on a size that varies, but a"
+                " kernel holds for all sizes of its Dims; narrow the Dim, or write a spec a case"
+            )
+        return original(condition)
+
+    torch.SymBool.__bool__ = watched  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.SymBool.__bool__ = original  # type: ignore[method-assign]
+
+
+def _depends(condition: torch.SymBool) -> bool:
+    """Whether a condition on sizes comes out both ways within their ranges (on a sample)."""
+    node = condition.node
+    symbols = sorted(node.expr.free_symbols, key=str)
+    if any(s not in node.shape_env.var_to_range for s in symbols) or len(symbols) > 3:
+        return False  # data-dependent: torch says so itself
+    ranges = [node.shape_env.var_to_range[s] for s in symbols]
+    samples = [
+        {int(r.lower) + n for n in range(9) if r.lower + n <= r.upper}
+        | ({int(r.upper)} if r.upper < 2**31 else {2**31}) for r in ranges
+    ]  # fmt: skip
+    points = itertools.product(*map(sorted, samples))
+    return len({bool(node.expr.subs(dict(zip(symbols, p, strict=True)))) for p in points}) > 1
 
 
 def _legalized(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -162,12 +212,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 _CONSTANT = re.compile(r"You marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+_EQUAL = re.compile(r"^  (\w+) = (\d+)$", re.M)
+_GUARD = re.compile(r"satisfy the generated guard (.*?)\.?$", re.M)
 _FIXES = re.compile(r"Suggested fixes:\n((?:  .*\n?)+)")
 
 
 def _constraint(spec: Spec, text: str) -> str:
-    found = _CONSTANT.search(text)
-    if found:
+    found = _CONSTANT.search(text) or _EQUAL.search(text)
+    if found and found.group(1) in spec.dims:
         dim, size = found.groups()
         return (
             f"Dim {dim} is specialised to the constant {size}: the function fixes that size, for"
@@ -176,10 +228,18 @@ def _constraint(spec: Spec, text: str) -> str:
         )
     fixes = _FIXES.search(text)
     advice = "; ".join(f.strip() for f in fixes.group(1).splitlines() if f.strip()) if fixes else ""
-    dims = ", ".join(spec.dims)
+    guard = _GUARD.search(text)
+    needs = f", those with {_in_users_names(spec, guard.group(1))}" if guard else ""
     return (
-        f"the function holds for part of the sizes of {dims} only (a branch on a shape, or a slice"
-        f" past the least size); use {advice or 'a narrower range'}"
+        f"the function holds for part of the sizes of {', '.join(spec.dims)} only{needs} (a branch on"
+        f" a shape, or a reshape or slice past some size); use {advice or 'a narrower range'}"
     )
 
 
+_SIZE = re.compile(r"L\['\w+'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]")
+
+
+def _in_users_names(spec: Spec, guard: str) -> str:
+    """`L['args'][0].size()[1]` as `x.shape[1]`."""
+    names = list(spec.tensors)
+    return _SIZE.sub(lambda m: f"{names[int(m.group(1) or 0)]}.shape[{m.group(2)}]", guard)

@@ -208,10 +208,7 @@ class _Lowerer:
         val = node.meta.get("val")
         if getattr(node.target, "__name__", "") == "getitem":
             self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
-        elif not isinstance(node.target, torch._ops.OpOverload) or ignored(node.target):
-            if isinstance(val, int | float | torch.SymInt | torch.SymFloat):
-                self.values[node] = self._located(node, lambda: self.symbols.scalar(val))
-        else:
+        elif isinstance(node.target, torch._ops.OpOverload) and not ignored(node.target):
             self.values[node] = self._call(node, val)
 
     def _call(self, node: torch.fx.Node, val: Any) -> Any:
@@ -240,6 +237,8 @@ class _Lowerer:
 
     def _argument(self, a: Any) -> Any:
         if isinstance(a, torch.fx.Node):
+            if a not in self.values:  # a size, or a number made of sizes
+                self.values[a] = self._located(a, lambda: self.symbols.scalar(a.meta["val"]))
             return self.values[a]
         if isinstance(a, list | tuple):
             return [self._argument(x) for x in a]
