@@ -1,8 +1,8 @@
 """superopt: a PyTorch function in, a searched and checked fused Triton kernel out.
 
-    superopt.spec, superopt.Tensor      mark a function with the shapes it is made for
-    superopt.search, superopt.Result    find a kernel
-    superopt.optimize                   the decorator: found at the first call, eager where that is better
+superopt.spec, superopt.Tensor      mark a function with the shapes it is made for
+superopt.search, superopt.Result    find a kernel
+superopt.optimize                   the decorator: searches at the first call
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["Result", "Tensor", "optimize", "search", "spec"]
 
 # `superopt.spec` and `superopt.search` are modules to Python and functions to users: both hold.
-_CALLED = {"superopt.spec": ("superopt.spec", "spec"), "superopt.search": ("superopt.api", "search")}
+_CALLED = {
+    "superopt.spec": ("superopt.spec", "spec"),
+    "superopt.search": ("superopt.api", "search"),
+}
 
 
 class _CallableModule(ModuleType):

@@ -1,10 +1,10 @@
 """Spec files: plain PyTorch functions with the shapes and element types they are made for.
 
-    B = Dim("B", min=1, max=4096)
+B = Dim("B", min=1, max=4096)
 
-    @superopt.spec(x=Tensor(B, 4096), w=Tensor(4096, 4096), dtype=torch.float16)
-    def linear(x, w):
-        return x @ w
+@superopt.spec(x=Tensor(B, 4096), w=Tensor(4096, 4096), dtype=torch.float16)
+def linear(x, w):
+    return x @ w
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def is_dim(extent: Any) -> bool:
 
 
 def root_dim(extent: Any) -> Any:
-    """The Dim itself, or the one that a derived extent such as `2*B` comes from; None for an int."""
+    """The Dim itself, or the one that a derived extent (`2*B`) comes from; None for an int."""
     return getattr(extent, "root", extent) if is_dim(extent) else None
 
 
@@ -89,8 +89,8 @@ def spec(
 ) -> Callable[[Callable[..., Any]], Spec]:
     """Mark a function as a spec: a `Tensor` for each of its parameters.
 
-    `dtype` is the element type of tensors that name none (torch.float32 by default). Raises SpecError
-    where tensors and parameters disagree, or a size of `tune_at` is outside its Dim's range.
+    `dtype` is the element type of tensors that name none (torch.float32 by default). Raises
+    SpecError where tensors and parameters disagree, or `tune_at` leaves its Dim's range.
     """
 
     def mark(fn: Callable[..., Any]) -> Spec:
@@ -113,18 +113,18 @@ def build(
     """The checked Spec of a function; `parameters` where not all of its own are tensors."""
     import torch
 
-    code = getattr(inspect.unwrap(fn), "__code__", None)
+    code: Any = getattr(inspect.unwrap(fn), "__code__", None)
     made = Spec(
         name or getattr(fn, "__name__", type(fn).__name__),
         fn,
         tensors,
         tuple(dict(sizes) for sizes in tune_at),
-        code.co_filename if code else "<unknown>",
-        code.co_firstlineno if code else 0,
+        str(code.co_filename) if code else "<unknown>",
+        int(code.co_firstlineno) if code else 0,
     )
     default = torch.float32 if dtype is None else dtype
     if not isinstance(default, torch.dtype):
-        _fail(made, f"dtype={default!r} is not a torch.dtype; a parameter named dtype must be renamed")
+        _fail(made, f"dtype={default!r} is not a torch.dtype; rename a parameter called dtype")
     if code:
         functools.update_wrapper(made, fn)
     names = _parameters(made) if parameters is None else parameters
@@ -197,7 +197,8 @@ def _check_sizes(made: Spec) -> None:
     for sizes in made.tune_at:
         for name, size in sizes.items():
             if name not in dims:
-                _fail(made, f"tune_at names {name!r}, which is no Dim of it: {sorted(dims) or 'none'}")
+                known = ", ".join(sorted(dims)) or "it has none"
+                _fail(made, f"tune_at names {name!r}, which is no Dim of it: {known}")
             if not dims[name].min <= size <= dims[name].max:
                 low, high = dims[name].min, dims[name].max
                 _fail(made, f"tune_at has {name}={size}, outside its Dim's range {low} to {high}")
@@ -212,8 +213,8 @@ def _check_sizes(made: Spec) -> None:
 def load_specs(path: Path, name: str | None = None) -> list[Spec]:
     """The specs of a file, or the one called `name`, in the order in which they stand there.
 
-    Raises SpecError where there is no such file, it does not import, it holds no spec, two specs have
-    one name, or none is called `name`.
+    Raises SpecError where there is no such file, it does not import, it holds no spec, two specs
+    have one name, or none is called `name`.
     """
     if not path.is_file():
         raise SpecError(f"{path}: no such file")
@@ -225,8 +226,9 @@ def load_specs(path: Path, name: str | None = None) -> list[Spec]:
     for s in specs:
         s.file = str(path)  # as the user named it
         if s.name in first:
+            line = first[s.name].line
             raise SpecError(
-                f"{s.where}: a second spec named {s.name!r}; the first is at line {first[s.name].line}"
+                f"{s.where}: a second spec named {s.name!r}; the first is at line {line}"
             )
         first[s.name] = s
     if name is None:

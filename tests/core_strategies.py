@@ -42,6 +42,26 @@ def _grow(inner: st.SearchStrategy[Tree]) -> st.SearchStrategy[Tree]:
 
 
 trees = st.recursive(_leaves, _grow, max_leaves=9)
+_term = st.tuples(
+    st.just("mul"),
+    st.sampled_from([*AXES, S, T]).map(lambda a: ("axis" if isinstance(a, Axis) else "sym", a)),
+    st.sampled_from([1, 1, 2, 3, 4, 6, 8, 12, -1, -4]).map(lambda v: ("int", v)),
+)
+_affine = st.builds(lambda a, b, c: ("add", ("add", a, b), c), _term, _term, _integers)
+_divisor = st.sampled_from([2, 3, 4, 6, 8, 12]).map(lambda v: ("int", v)) | _positive
+_split = st.tuples(st.sampled_from(["floordiv", "mod"]), _affine, _divisor)
+divisions = _split | st.tuples(st.sampled_from(["floordiv", "mod"]), _split, _divisor)
+
+_term = st.tuples(
+    st.just("mul"),
+    st.sampled_from([*AXES, S, T]).map(lambda a: ("axis" if isinstance(a, Axis) else "sym", a)),
+    st.sampled_from([1, 1, 2, 3, 4, 6, 8, 12, -1, -4]).map(lambda v: ("int", v)),
+)
+_affine = st.builds(lambda a, b, c: ("add", ("add", a, b), c), _term, _term, _integers)
+_divisor = st.sampled_from([2, 3, 4, 6, 8, 12]).map(lambda v: ("int", v)) | _positive
+_split = st.tuples(st.sampled_from(["floordiv", "mod"]), _affine, _divisor)
+divisions = _split | st.tuples(st.sampled_from(["floordiv", "mod"]), _split, _divisor)
+
 comparisons = st.tuples(st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), trees, trees)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from core_strategies import AXES, S, T, box, build, comparisons, meaning, sizes, trees
+from core_strategies import AXES, S, T, box, build, comparisons, divisions, meaning, sizes, trees
 from hypothesis import given, settings
 
 from superopt.mugraph.evaluate import Evaluator
@@ -44,7 +44,7 @@ def mod(a: Expr, b: Expr | int) -> Expr:
 
 
 @settings(max_examples=400, deadline=None)
-@given(trees, sizes)
+@given(trees | divisions, sizes)
 def test_arithmetic_agrees_with_integers(tree, at):
     got = Evaluator({}, at).align(build(tree), AXES)
     want = meaning(tree, at)

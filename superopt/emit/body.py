@@ -15,7 +15,7 @@ from superopt.mugraph.expr import TRUE, Axis, Expr, Symbol, Tensor, find, is_con
 from superopt.mugraph.ops import OPS, identity
 from superopt.mugraph.program import Branch, Config, Store
 from superopt.mugraph.schedule import Compute, Item, Loop, Write
-from superopt.mugraph.threads import core
+from superopt.mugraph.threads import Dot, core
 
 INLINE = 60  # columns: a value used once is named where its text is longer
 GROUP = 8  # rows of blocks that neighbouring programs of a matrix product share in L2
@@ -24,14 +24,14 @@ STEMS = {
     "add": "total", "sub": "difference", "mul": "product", "div": "ratio", "neg": "negated",
     "square": "squared", "rsqrt": "scale", "sqrt": "root", "where": "chosen", "sigmoid": "gate",
     "maximum": "upper", "minimum": "lower", "lt": "less", "le": "at_most", "gt": "greater",
-    "ge": "at_least", "eq": "equal", "ne": "differs", "and": "both", "or": "either", "not": "negated",
-    "cast": "value", "pow": "raised", "abs": "size",
+    "ge": "at_least", "eq": "equal", "ne": "differs", "and": "both", "or": "either",
+    "not": "negated", "cast": "value", "pow": "raised", "abs": "size",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter of a kernel. `of`: the tensor, its dimension, the symbol or the axis it is for."""
+    """A parameter of a kernel. `of`: the tensor, symbol or axis that it is for."""
 
     kind: str  # pointer, symbol, stride, extent, tile; the last two are constexpr
     of: Tensor | Symbol | Axis
@@ -64,7 +64,7 @@ def in_signature_order(params: Mapping[Param, str]) -> tuple[tuple[Param, str], 
 
 
 class Writer:
-    """Writes one branch. `contiguous` tensors are allocated by us: their strides follow from extents.
+    """Writes one branch. `contiguous` tensors are allocated by us: extents give their strides.
 
     `alias` fixes the names of tensors and axes, so that a branch can be compared with another.
     """
@@ -232,11 +232,13 @@ class Writer:
     def split_program_id(self, split: list[Axis], counts: list[Code], swizzle: bool) -> None:
         """Define the index of every axis that is split over programs; the last varies fastest."""
         place: dict[Axis, Code] = {a: quote("pid") for a in split}
-        names = [self.index_names[a] for a in split]
-        for n in range(1, len(split)):
-            if len(split) > 1 and counts[n] is not None:
-                self.line(f"blocks_{names[n]} = {text(counts[n])}")
-        sizes = [quote(f"blocks_{name}") for name in names]
+        sizes: list[Code] = []
+        for n, a in enumerate(split):
+            if self.branch.role(a) == "grid" and n:
+                self.line(f"blocks_{self.index_names[a]} = {text(counts[n])}")
+                sizes.append(quote(f"blocks_{self.index_names[a]}"))
+            else:
+                sizes.append(counts[n])
         for n, a in enumerate(split):
             after = sizes[n + 1 :]
             if after:
@@ -325,7 +327,7 @@ class Writer:
         return not any(True for _ in find(e, "load", "reduce")) and not is_float(e.dtype)
 
     def at(self, e: Expr, order: Order) -> Code:
-        """The value, with a dimension for each axis of `order` (of size 1 where it does not vary)."""
+        """The value with a dimension for each axis of `order`, of size 1 where it does not vary."""
         e = core(e)
         code, own = self.value(e, self.plan.restrict(order, e))
         return subscript(code, [a in own for a in order])
@@ -355,6 +357,9 @@ class Writer:
         """An operator or cast node over operands that are named or inlined."""
         if e.op == "cast":
             return convert(self.at(e.args[0], order), e, not order and core(e.args[0]).op == "sym")
+        if e.op == "add" and is_const(e.args[1]) and e.args[1].attr < 0:
+            less = make("const", (), -e.args[1].attr, e.dtype)
+            return quote("{0} - {1}", self.at(e.args[0], order), literal(less, False))
         template, helpers = spelling(e, plain_division(e))
         typed = needs_typed_literals(e, helpers)
         for name in helpers:
@@ -418,7 +423,7 @@ class Writer:
         self.name_load(e, code, order)
 
     def name_load(self, e: Expr, code: Code, order: Order) -> None:
-        """Half-precision loads are widened for arithmetic, but go into dots and stores as they are."""
+        """Half-precision loads are widened for arithmetic, not for dots and copies."""
         if accumulator(e.dtype) == e.dtype:
             self.assign(e, code, order)
             return
@@ -465,25 +470,24 @@ class Writer:
     # -- reductions -----------------------------------------------------------------------------
 
     def dot(self, e: Expr, order: Order, acc: str = "") -> Code:
-        (a, a_order), (b, b_order) = self.plan.dot_operands(e, order)
-        operand = self.plan.dots[e].operand
+        dot = self.plan.dots[e]
+        sides = [self.operand(x, o, dot) for x, o in self.plan.dot_operands(e, order)]
         options = f", {acc}" if acc else ""
-        if operand == "f32":
+        if dot.operand == "f32":
             options += f", input_precision='{self.precision}'"
-        sides = [
-            self.operand(x, o, operand, self.plan.dots[e].k)
-            for x, o in ((a, a_order), (b, b_order))
-        ]
-        return quote("tl.dot({0}, {1}" + options + ")", *sides)
+        function = self.helper("dot_bf16") if dot.operand == "bf16" else "tl.dot"
+        return quote(f"{function}({{0}}, {{1}}{options})", *sides)
 
-    def operand(self, e: Expr, order: Order, dtype: str, k: Axis) -> Code:
+    def operand(self, e: Expr, order: Order, dot: Dot) -> Code:
         """A factor in the dot's element type, zero beyond the end of the summed axis."""
-        if e in self.raw and e.dtype == dtype:
+        if e in self.raw and e.dtype == dot.operand:
             return self.reordered(e, self.raw[e], order)
         code = self.at(e, order)
-        if k in self.plan.masked and not self.plan.zero_outside(e, k):
-            code = quote("tl.where({0}, {1}, 0.0)", self.masks((k,), order)[0], code)
-        return code if dtype == "f32" else quote("{0}.to(tl." + DTYPES[dtype].triton + ")", code)
+        if dot.k in self.plan.masked and not self.plan.zero_outside(e, dot.k):
+            code = quote("tl.where({0}, {1}, 0.0)", self.masks((dot.k,), order)[0], code)
+        if dot.operand == "f32":
+            return code
+        return quote("{0}.to(tl." + DTYPES[dot.operand].triton + ")", code)
 
     def body_order(self, e: Expr) -> Order:
         """The order of what a reduction reduces, its bound axes that the body lacks last."""
@@ -515,7 +519,7 @@ class Writer:
         for a in [a for a in reversed(order) if a in e.attr.axes]:
             function, position = self.along(e), order.index(a)
             code = quote(function, code, str(position))
-            order = tuple(b for b in order if b is not a)
+            order = tuple(b for b in order if b != a)
         return code, order
 
     def along(self, e: Expr) -> str:

@@ -1,7 +1,7 @@
 """Scalar functions that Triton lacks, or has only where its interpreter cannot run them.
 
-Each entry is the text of one jitted function, put into a kernel.py that uses it. They are accurate to
-a few units in the last place in fp32, infinities, NaN, signed zeros and small arguments included.
+Each entry is the text of one jitted function, put into a kernel.py that uses it. They are accurate
+to a few units in the last place in fp32, infinities, NaN, signed zeros and small arguments included.
 Polynomials are Taylor's unless a source is named.
 """
 
@@ -25,7 +25,7 @@ def multiply(a, b):
 
 
 def ordered_int(x):
-    """An integer that orders as the float does, every NaN above infinity. Its own inverse on bits."""
+    """An integer that orders as the float does, every NaN above infinity."""
     if x.dtype == tl.float64:
         bits = tl.where(x == x, x, float("nan")).to(tl.int64, bitcast=True)
         return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
@@ -246,7 +246,21 @@ def _split() -> dict[str, str]:
     return {p[4 : p.index("(")]: "@triton.jit\n" + p.strip() + "\n" for p in parts if p.strip()}
 
 
-HELPERS: dict[str, str] = _split()
+_DOT_BF16 = """
+if triton.knobs.runtime.interpret:  # it keeps bfloat16 as bits, and would multiply those
+
+    @triton.jit
+    def dot_bf16(a, b, acc=None):
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+
+else:
+
+    @triton.jit
+    def dot_bf16(a, b, acc=None):
+        return tl.dot(a, b, acc)
+"""
+
+HELPERS: dict[str, str] = _split() | {"dot_bf16": _DOT_BF16}
 """Name -> text. A name that ends in `_int` serves integers."""
 
 

@@ -1,4 +1,4 @@
-"""The text of one launch: a jitted function, and one more for each kind of branch where it has several."""
+"""The text of one launch: a jitted function, and one for each kind of branch if it has several."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class Tiles:
         dot = self.dots.get(node)
         if dot is None or dot.batch is None:
             return order
-        return (dot.batch, *(a for a in order if a is not dot.batch))
+        return (dot.batch, *(a for a in order if a != dot.batch))
 
     def _asks(self, node: Expr, order: Order) -> list[tuple[Expr, tuple[int, Order]]]:
         if node in self.dots:

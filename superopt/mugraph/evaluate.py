@@ -86,8 +86,7 @@ class Evaluator:
             if (node, here) in self.done:
                 stack.pop()
                 continue
-            inside = self._inside(node, here)
-            needs = [(a, inside & a.free) for a in self._operands(node)]
+            needs = [(a, here & a.free) for a in self._operands(node)]
             missing = [n for n in needs if n not in self.done]
             if missing:
                 stack.extend(missing)
@@ -96,9 +95,6 @@ class Evaluator:
             with np.errstate(all="ignore"):
                 self.done[node, here] = self._node(node, here)
         return self.done[root, at & root.free]
-
-    def _inside(self, node: Expr, at: At) -> At:
-        return at - frozenset(node.attr.axes) if node.op == "reduce" else at
 
     def _operands(self, node: Expr) -> list[Expr]:
         if node.op == "reduce" and (factors := self._product(node)):
@@ -126,6 +122,8 @@ class Evaluator:
         return factors if len(factors) > 1 else None
 
     def _node(self, node: Expr, at: At) -> Array:
+        # `at` has free axes of the node alone: what a reduce binds is not among them
+        # `at` has free axes of the node alone: what a reduce binds is not among them
         match node.op:
             case "const":
                 return self.arithmetic.constant(node)
@@ -161,24 +159,22 @@ class Evaluator:
     def _reduce(self, node: Expr, at: At) -> Array:
         bound, keep = node.attr.axes, own_axes(node)
         axes = (*keep, *bound)
-        inside = self._inside(node, at)
         if (factors := self._product(node)) is not None:
-            return self._einsum(node, factors, axes, inside)
-        shape = self._shape(keep, at) + self._shape(bound, inside)
-        body = np.broadcast_to(self._align(node.args[0], axes, inside), shape)
+            return self._einsum(node, factors, axes, at)
+        body = np.broadcast_to(self._align(node.args[0], axes, at), self._shape(axes, at))
         return self.arithmetic.reduce(node, body, len(bound))
 
-    def _einsum(self, node: Expr, factors: list[Expr], axes: tuple[Axis, ...], inside: At) -> Array:
+    def _einsum(self, node: Expr, factors: list[Expr], axes: tuple[Axis, ...], at: At) -> Array:
         number = {a: n for n, a in enumerate(axes)}
         used: set[Axis] = set().union(*(f.free for f in factors))
         single = self.arithmetic.rounding and accumulator(node.dtype) == "f32"
         width = np.float32 if single else np.float64
         operands: list[Any] = []
         for f in factors:
-            operands += [self._value(f, inside).astype(width), [number[a] for a in own_axes(f)]]
+            operands += [self._value(f, at).astype(width), [number[a] for a in own_axes(f)]]
         for a in axes:
             if a not in used:
-                operands += [np.ones(self._shape((a,), inside), width), [number[a]]]
+                operands += [np.ones(self._shape((a,), at), width), [number[a]]]
         keep = [number[a] for a in own_axes(node)]
         return self.arithmetic.held(np.einsum(*operands, keep, optimize=True), node.dtype)
 

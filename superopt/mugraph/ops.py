@@ -1,8 +1,8 @@
 """The operator table: one row an operator, with all that the other parts know of it.
 
 Columns: arity; result type; meaning on numpy float64 arrays; meaning over a finite field where
-it has an exact one; cost in machine operations an element, and whether the special-function unit does
-it; spelling in Triton; whether it maps zeros to zero (masked lanes then stay neutral in a sum).
+it has an exact one; cost in machine operations an element, and evaluations by the special-function
+unit; spelling in Triton; whether it maps zeros to zero (masked lanes then stay neutral in a sum).
 Over the field `None` means that no exact meaning exists: a program that uses it cannot claim a
 field check.
 """
@@ -45,7 +45,7 @@ def _divide(a: Any, b: Any) -> Any:
 
 @dataclass(frozen=True)
 class Op:
-    """A row: a scalar function. `result` is 'float', 'same', 'bool' or 'numeric' (bool made int)."""
+    """A row: a scalar function. `result` is 'float', 'same' or 'bool'."""
 
     name: str
     arity: int

@@ -88,7 +88,7 @@ def loads(*roots: Expr) -> Iterator[Expr]:
 ROLES = ("program", "grid", "loop", "whole")
 """What becomes of an axis in a kernel. `program`: one index a program. `grid`: split over programs
 in tiles. `loop`: split over iterations of a loop in tiles. `whole`: held whole in a program, its
-tile the next power of two. An unrolled axis has been substituted away: it stands as several stores."""
+tile the next power of two. An unrolled axis has been substituted away: it is several stores."""
 
 
 @dataclass(frozen=True)

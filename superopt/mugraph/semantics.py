@@ -134,7 +134,7 @@ class Arithmetic:
                 return x.astype(np.int64) % PRIME
             raise NoFieldMeaning(f"a cast from {source} to {target} has no field meaning")
         if to == "bool":
-            return x != 0
+            return np.asarray(x != 0)
         if to == "int" and of == "float":
             x = np.nan_to_num(np.trunc(x), nan=0.0, posinf=2.0**62, neginf=-(2.0**62))
         return x if to != "int" else _wrap(np.asarray(x, np.int64), target)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from multiprocessing import get_context
 from typing import Any
@@ -30,7 +30,7 @@ from superopt.search.fingerprint import merge_equal
 from superopt.search.normalise import normalise
 from superopt.search.partition import candidates, cuts, temporary
 from superopt.search.rules import Saturation, saturate
-from superopt.search.space import Found, Sizes, Space, Target
+from superopt.search.space import Exhaustive, Found, Sizes, Space, Target
 
 SAME = 1.05  # two µGraphs whose predictions differ by less are not worth two kernels
 
@@ -44,7 +44,7 @@ class Options:
     time_limit: float | None = None
     jobs: int = 1
     top: int = 8
-    seed: int = 0
+    exhaustive: bool = False
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Outcome:
     tasks_pruned: int = 0
     assigned: int = 0
     configured: int = 0
-    notes: list[str] = field(default_factory=list)
+    bound: int | None = None  # operators, of an exhaustive enumeration
 
     @property
     def enumerated(self) -> int:
@@ -99,6 +99,9 @@ def search_program(program: Program, options: Options, progress: Progress | None
     """Rank µGraphs for a program. Ctrl-C and the time limit keep what was found until then."""
     start = time.monotonic()
     space, saturation = build_space(program, options.profile)
+    if options.exhaustive:
+        limit = options.time_limit
+        space.exhaustive = Exhaustive(None if limit is None else start + limit)
     found: list[Found] = []
     outcome = Outcome([], 0.0, "exhausted", saturation, space.counts)
 
@@ -133,11 +136,20 @@ def search_program(program: Program, options: Options, progress: Progress | None
             f"{'stopped' if outcome.stop_reason != 'exhausted' else 'exhausted'}; "
             "give it more time, or a smaller program"
         )
+    if space.exhaustive is not None:
+        _note_exhaustive(space.exhaustive, outcome)
     outcome.candidates = _rank(found, options)
     outcome.counts, outcome.assigned = space.counts, space.assigned
     outcome.configured = space.configured
     outcome.seconds = time.monotonic() - start
     return outcome
+
+
+def _note_exhaustive(done: Exhaustive, outcome: Outcome) -> None:
+    outcome.counts.built += sum(r.enumerated for r in done.runs)
+    outcome.bound = max(r.bound for r in done.runs)
+    if not all(r.spent for r in done.runs):
+        outcome.stop_reason = "time limit"
 
 
 def _tasks(space: Space, found: list[Found], options: Options) -> tuple[list[tuple[int, ...]], int]:
@@ -165,7 +177,7 @@ def _lower_bound(space: Space, cut: tuple[int, ...], sizes: Sizes) -> float:
     p = space.profile
     moved = ideal_bytes(space.program, dict(sizes))
     for n, c in enumerate(cut):
-        tensor = temporary(space.graph, c, n, None).tensor
+        tensor = temporary(space.graph, c, n, None, ()).tensor
         elements = prod(ix.value(e, dict(sizes)) for e in tensor.shape)
         moved += 2 * elements * 2  # written and read once, in half precision at least
     return (2 * p.launch_s + moved / p.dram_bytes_per_s) * 1e6

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import DTYPES, is_float
 from superopt.mugraph.expr import Axis, Expr, cast, const, op, reduce, toposort
 from superopt.mugraph.ops import OPS
@@ -194,20 +193,17 @@ class Extractor:
 
     def _product(self, scale: float, factors: tuple[Expr, ...], dtype: str) -> Expr:
         """Small factors first, so that broadcasts come late; a lone inverse divides."""
+        if scale < 0:
+            return op("neg", self._product(-scale, factors, dtype))
         ordered = sorted(factors, key=lambda f: (self.cost.volume(f.free), f.size, f.digest))
-        if scale != 1.0 and ordered[0].op == "div" and ordered[0].args[0].op == "const":
-            top, bottom = ordered[0].args
-            ordered[0] = op("div", const(top.attr * scale, dtype), bottom)
-            scale = 1.0
         inverses = [f for f in ordered if f.op == "div" and f.args[0] is const(1.0, dtype)]
+        if scale != 1.0 and inverses and ordered[0] is inverses[0]:  # c * (1 / a) -> c / a
+            ordered[0] = op("div", const(scale, dtype), inverses.pop(0).args[1])
+            scale = 1.0
         last = ordered[-1] if inverses and ordered[-1] is inverses[-1] and len(ordered) > 1 else None
         if last is not None:  # a * (1 / b) -> a / b, where b varies as much as the product
             ordered = ordered[:-1]
-        result = ordered[0]
-        if scale == -1.0:
-            result = op("neg", result)
-        elif scale != 1.0:
-            result = op("mul", result, const(scale, dtype))
+        result = _scaled(ordered[0], scale, dtype, alone=len(ordered) == 1)
         for f in ordered[1:]:
             result = op("square", f) if f is result and len(ordered) == 2 else op("mul", result, f)
         return op("div", result, last.args[1]) if last is not None else result
@@ -269,5 +265,11 @@ class Extractor:
                 yield left, (*right, *narrow)
 
 
-def extent_at(e: Expr, sizes: Mapping[str, int]) -> int:
-    return ix.value(e, dict(sizes))
+def _scaled(e: Expr, scale: float, dtype: str, alone: bool) -> Expr:
+    """scale * e; a mean reads better, and rounds better, as a division by its count."""
+    if scale == 1.0:
+        return e
+    count = round(1.0 / scale)
+    if alone and count > 1 and 1.0 / count == scale:
+        return op("div", e, const(float(count), dtype))
+    return op("mul", e, const(scale, dtype))

@@ -7,7 +7,7 @@ is free, or nothing is gained by storing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
@@ -126,10 +126,16 @@ def _work(g: EGraph, c: int, sizes: Mapping[str, int]) -> float:
     return best
 
 
-def temporary(g: EGraph, c: int, number: int, operand: str | None) -> Temporary:
-    """The tensor of a stored class: rounded as the program rounds it, else as its dot operands are."""
+def temporary(
+    g: EGraph, c: int, number: int, operand: str | None, rows: Sequence[Axis]
+) -> Temporary:
+    """The tensor of a stored class: rounded as the program rounds it, else as its dot operands are.
+
+    `rows`: the outputs' axes, which come first; what its consumer reduces over lies contiguous.
+    """
     k = g.classes[g.find(c)]
-    axes = tuple(sorted(k.free, key=lambda a: (a.extent.op == "const", a.name)))
+    place = {a: n for n, a in reversed(list(enumerate(rows)))}
+    axes = tuple(sorted(k.free, key=lambda a: (place.get(a, len(rows)), a.name)))
     dtype = k.rounded or operand or k.dtype
     tensor = Tensor(f"t{number}", tuple(a.extent for a in axes), dtype)
     return Temporary(g.find(c), tensor, axes)

@@ -10,12 +10,14 @@ from math import prod
 from superopt.cost_model.configs import Ranked, ranked, size_of_space
 from superopt.cost_model.model import KernelModel, Prediction, total
 from superopt.cost_model.profile import Profile
+from superopt.errors import UsageError
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import is_float
 from superopt.mugraph.expr import Axis, Expr, cast, toposort
 from superopt.mugraph.program import Branch, Config, Kernel, KernelGraph, Program, Store
 from superopt.search.egraph import EGraph
-from superopt.search.extract import Coster, Counts, Extractor, Weights
+from superopt.search.exhaustive import LARGEST, Exhausted, enumerate_all, operators
+from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
 from superopt.search.partition import Temporary, operand_type, temporary
 from superopt.search.roles import branches
 
@@ -47,6 +49,14 @@ class Found:
 
 
 @dataclass
+class Exhaustive:
+    """Asks for enumeration without the guide, until `deadline` (monotonic seconds); what it did."""
+
+    deadline: float | None = None
+    runs: list[Exhausted] = field(default_factory=list)
+
+
+@dataclass
 class Space:
     """A program's e-graph and outputs, and the machine for which it is searched."""
 
@@ -54,6 +64,7 @@ class Space:
     graph: EGraph
     outputs: tuple[Target, ...]
     profile: Profile
+    exhaustive: Exhaustive | None = None
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0  # role assignments looked at
     configured: int = 0  # configurations predicted
@@ -105,7 +116,8 @@ class Space:
     ) -> tuple[list[list[Target]], dict[int, Expr]] | None:
         """Order the temporaries by need, and give every store the stage at which it can run."""
         g = self.graph
-        todo = [temporary(g, c, n, operand_type(g, c)) for n, c in enumerate(cut)]
+        rows = [a for t in self.outputs for a in t.shape.axes]
+        todo = [temporary(g, c, n, operand_type(g, c), rows) for n, c in enumerate(cut)]
         given: dict[int, Expr] = {}
         targets = {}
         for t in todo:
@@ -194,10 +206,28 @@ class Space:
         weights = Weights(
             1 / p.dram_bytes_per_s, 1 / p.scalar_per_s, 1 / p.dot_f16 / 0.6
         )
-        extractor = Extractor(self.graph, Coster(volume, weights), given)
+        coster = Coster(volume, weights)
+        extractor = Extractor(self.graph, coster, given)
         extractor.run(list(roots))
         self.counts.add(extractor.counts)
-        return [extractor.terms.get(self.graph.find(r), []) for r in roots]
+        terms = [extractor.terms.get(self.graph.find(r), []) for r in roots]
+        if self.exhaustive is not None and not given:
+            terms = [self._without_guide(t, coster) for t in terms]
+        return terms
+
+    def _without_guide(self, guided: list[Expr], coster: Coster) -> list[Expr]:
+        """The cheapest terms of a value among all terms of as many operators as the guided ones."""
+        assert self.exhaustive is not None
+        bound = max(map(operators, guided))
+        if bound > LARGEST:
+            raise UsageError(
+                f"{self.program.name}: --exhaustive takes programs of at most {LARGEST} operators; "
+                f"this one has {bound}"
+            )
+        done = enumerate_all(self.graph, guided[0], coster, bound, self.exhaustive.deadline)
+        self.exhaustive.runs.append(done)
+        merged = dict.fromkeys([*guided, *done.terms])
+        return sorted(merged, key=lambda t: (coster(t), t.size, t.digest))[:KEEP]
 
     # -- kernels --------------------------------------------------------------------------------
 

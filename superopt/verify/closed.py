@@ -1,4 +1,4 @@
-"""Programs as one expression an output, so that a check may evaluate just the elements that it samples.
+"""Programs as one expression an output, so that a check evaluates just the elements it samples.
 
 A load of a temporary is replaced by the value stored there:
 
@@ -101,7 +101,7 @@ def close(program: Program) -> list[Store]:
 
 
 def plain_stores(program: Program) -> dict[Tensor, Store]:
-    """Each output's value in terms of the inputs. Raises NotClosed where one is stored in pieces."""
+    """Each output's value in terms of the inputs; NotClosed where one is stored in pieces."""
     stores = {s.tensor: s for s in close(program)}
     if any(not _is_plain(s) for s in stores.values()):
         raise NotClosed(f"{program.name}: an output is stored in pieces")
@@ -111,7 +111,7 @@ def plain_stores(program: Program) -> dict[Tensor, Store]:
 def pair(original: Program, candidate: Program) -> list[Pair]:
     """Each store of the candidate's outputs beside the original's value at the same elements.
 
-    Raises NotClosed where the original stores an output in pieces, IllFormed where the outputs differ.
+    Raises NotClosed where the original stores an output in pieces, IllFormed where outputs differ.
     """
     if [(t.shape, t.dtype) for t in original.outputs] != [
         (t.shape, t.dtype) for t in candidate.outputs
@@ -148,7 +148,7 @@ def choose_points(
     rng: np.random.Generator,
     most: int = MOST_WORK,
 ) -> dict[Axis, Array]:
-    """Index values for each axis: all of them where that is cheap, else its ends and random ones."""
+    """Index values for each axis: all where that is cheap, else its ends and random ones."""
     full = {a: extent_value(a.extent, dict(sizes)) for a in axes}
     count = dict(full)
     while work(roots, count, sizes) > most and max(count.values(), default=1) > 1:

@@ -4,7 +4,7 @@ Every float node is N / D, with N a polynomial and D a product of *divisors*: wh
 divisor is kept by name (its node, and the axes over which a product of it is taken), so that terms
 with a common denominator stay cheap, while
 
-    sum[k] a[k] / b[k]      (n terms)     has D = b[0] * ... * b[n-1],  deg N <= deg a + (n - 1) * deg b
+    sum[k] a[k] / b[k]  (n terms)  has  D = b[0] * ... * b[n-1],  deg N <= deg a + (n - 1) * deg b
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Random tensors that are never stored: an element is a function of its index and a seed.
 
-So a (4096, 6144) weight of which a check reads a few columns costs those columns. Elements come from
-splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014), run
-as a counter-based generator.
+So a (4096, 6144) weight of which a check reads a few columns costs those columns. Elements come
+from splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014),
+run as a counter-based generator.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def splitmix(counter: Array, seed: int) -> Array:
     z = counter.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))  # type: ignore[no-any-return]
+    return z ^ (z >> np.uint64(31))
 
 
 def seed_of(*parts: object) -> int:
@@ -56,7 +56,7 @@ def residue(bits: Array) -> Array:
 
 
 class Indexed:
-    """An array given by a function of its indices; what the evaluator needs of an array, no more."""
+    """An array given by a function of its indices: as much of one as the evaluator needs."""
 
     def __init__(
         self, shape: Sequence[int], dtype: Any, element: Callable[[tuple[Array, ...]], Array]
@@ -109,9 +109,9 @@ def draw(
 
 
 def sample_sizes(symbols: Sequence[Symbol], zero: bool = True) -> Iterator[dict[str, int]]:
-    """Small sizes: least, 1, primes, an exact tile multiple and one past it, different for each symbol.
+    """Small sizes: the least, 1, primes, an exact tile multiple and one past it.
 
-    Values outside a symbol's range move to its nearest end. Without symbols there is one, the empty.
+    Symbols differ. Values outside a range move to its nearest end. Without symbols: one, the empty.
     """
     rows = (1, 7, 17, 64, 65) if symbols else (1,)
     seen = []

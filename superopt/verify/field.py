@@ -1,21 +1,23 @@
-"""The rung `probable(ε)`: equality of rational functions, tested at random points of a finite field.
+"""The rung `probable(ε)`: rational functions compared at random points of a finite field.
 
-Where every operator has an exact meaning over the field F_p, p = 2^31 - 1, each element of a program's
-output is a rational function N/D of the float inputs (integer inputs, sizes and indices being fixed).
-If the candidate's N'/D' differs, P = (N/D - N'/D') * lcm(D, D') is a nonzero polynomial over F_p. Let d
-bound its degree (`degree.py` derives it from the expressions at the sizes at hand). By the
-Schwartz-Zippel lemma (Schwartz, J. ACM 27(4), 1980; Zippel, EUROSAM 1979) a nonzero polynomial of
-degree d is zero at a uniformly random point of F_p^n with a chance of at most d/p.
+Where every operator has an exact meaning over the field F_p, p = 2^31 - 1, each element of a
+program's output is a rational function N/D of the float inputs (integer inputs, sizes and indices
+being fixed). If the candidate's N'/D' differs, P = (N/D - N'/D') * lcm(D, D') is a nonzero
+polynomial over F_p. Let d bound its degree (`degree.py` derives it from the expressions at the
+sizes at hand). By the Schwartz-Zippel lemma (Schwartz, J. ACM 27(4), 1980; Zippel, EUROSAM 1979) a
+nonzero polynomial of degree d is zero at a uniformly random point of F_p^n with a chance of at
+most d/p.
 
-A draw at which some evaluated divisor is zero is thrown away and made again. Divisors are polynomials
-too; with q the sum of the degrees of all that are evaluated, a draw is kept with a chance of at
-least 1 - q/p, so that, given that it is kept, a difference goes unseen with a chance of at most
+A draw at which some evaluated divisor is zero is thrown away and made again. Divisors are
+polynomials too; with q the sum of the degrees of all that are evaluated, a draw is kept with a
+chance of at least 1 - q/p, so that, given that it is kept, a difference goes unseen with a chance
+of at most
 
     (d/p) / (1 - q/p)  =  d / (p - q)             and  ε = (d / (p - q))^trials
 
-for independent trials. What is reported is the largest such ε over the sizes, and it speaks only of the
-sizes and elements evaluated, and of differences that do not vanish modulo p (whose coefficients, once
-their denominators are cleared, are not all multiples of p).
+for independent trials. What is reported is the largest such ε over the sizes, and it speaks only
+of the sizes and elements evaluated, and of differences that do not vanish modulo p (whose
+coefficients, once their denominators are cleared, are not all multiples of p).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`superopt verify DIR/NAME`: a kernel folder re-checked against its spec, trusting nothing of the search.
+"""`superopt verify DIR/NAME`: a kernel folder re-checked against its spec, the search not trusted.
 
 What is trusted is the spec: the file that report.json names, where it still holds it, else the
-`reference` in kernel.py with the shapes in report.json. It is traced anew, the kernel's own code is run
-on hostile inputs, and every element must be written.
+`reference` in kernel.py with the shapes in report.json. It is traced anew, the kernel's own code
+is run on hostile inputs, and every element must be written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from superopt.mugraph.program import KernelGraph, Program, Traced
 from superopt.mugraph.serialize import from_json
 from superopt.spec import Spec, Tensor, build, is_dim, load_specs, root_dim
 from superopt.verify.field import field_check
-from superopt.verify.gate import GateResult, Worker, gate, gate_sizes
+from superopt.verify.gate import SECONDS, GateResult, Worker, gate, gate_sizes
 from superopt.verify.tested import tested
 from superopt.verify.verdict import Verdict
 
@@ -32,8 +32,8 @@ FULL_SECONDS = 60.0  # about what running every program may take
 class SpecShape:
     """What a spec says beside its function: `file`, `name`, tensors and Dims, as plain data.
 
-    `tensors`: by parameter, `shape` (ints, or texts such as "B" and "2*B+1"), `dtype` (torch's name)
-    and `range` (None, or two of the like). `dims`: least and largest size by name.
+    `tensors`: by parameter, `shape` (ints, or texts such as "B" and "2*B+1"), `dtype` (torch's
+    name) and `range` (None, or two of the like). `dims`: least and largest size by name.
     """
 
     file: str
@@ -74,7 +74,7 @@ class SpecShape:
         for name, t in self.tensors.items():
             shape = [_extent(e, dims) for e in t["shape"]]
             bounds = tuple(_extent(e, dims) for e in t["range"]) if t["range"] else None
-            tensors[name] = Tensor(*shape, dtype=getattr(torch, t["dtype"]), range=bounds)  # type: ignore[arg-type]
+            tensors[name] = Tensor(*shape, dtype=getattr(torch, t["dtype"]), range=bounds)
         return build(fn, None, (), tensors, self.name)
 
 
@@ -126,8 +126,8 @@ def check_graph(program: Program, graph: KernelGraph | Program, seed: int = 0) -
 def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
     """Check DIR/NAME anew; the kernel passes where every result has passed.
 
-    Raises UsageError where the folder does not hold what a search writes, SpecError where its function
-    cannot be traced.
+    Raises UsageError where the folder does not hold what a search writes, SpecError where its
+    function cannot be traced.
     """
     report = _read(path / "report.json")
     shape = SpecShape.from_json(report.get("spec", {}))
@@ -140,13 +140,17 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
     with Worker() as worker:
         worker.start()
         results += [_graph(traced.program, g, seed) for g in _graphs(path)]
-        kernel = path / "kernel.py"
-        common = {"worker": worker, "name": shape.name, "seed": seed}
-        sizes = gate_sizes(traced.program, limits)
-        results.append(_gated("gate", gate(traced, kernel, sizes=sizes, **common)))  # type: ignore[arg-type]
-        small = sizes[:3]
-        whole = gate(traced, kernel, sizes=small, full=True, seconds=FULL_SECONDS, **common)  # type: ignore[arg-type]
-        results.append(_gated("every element written", whole))
+
+        def check(sizes: list[dict[str, int]], full: bool) -> GateResult:
+            seconds = FULL_SECONDS if full else SECONDS
+            common: dict[str, Any] = {"worker": worker, "name": shape.name, "seed": seed}
+            return gate(
+                traced, path / "kernel.py", sizes=sizes, full=full, seconds=seconds, **common
+            )
+
+        results.append(_gated("gate", check(gate_sizes(traced.program, limits), False)))
+        small = gate_sizes(traced.program)[:3]
+        results.append(_gated("every element written", check(small, True)))
     return results
 
 

@@ -1,7 +1,7 @@
 """The numeric gate: the emitted kernel itself, run in Triton's interpreter on hostile inputs.
 
-The kernel runs in a process of its own, which several gates share: it needs TRITON_INTERPRET=1 before
-triton is imported, and a kernel that crashes or hangs must not take the search with it.
+The kernel runs in a process of its own, which several gates share: it needs TRITON_INTERPRET=1
+before triton is imported, and a kernel that crashes or hangs must not take the search with it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -30,9 +31,9 @@ PATIENCE = 30.0  # times that, and the process is taken to hang
 class GateResult:
     """`worst`: the largest error over what is allowed; the gate passes up to 1.
 
-    `witness`, where it failed: the row of hostile inputs, the sizes, and either output, index, got, want
-    and eager, or what the kernel `raised`. `eager`: how eager's own error was found, `run` or
-    `emulated`. `left_out`: sets of inputs that were too large to run.
+    `witness`, where it failed: the row of hostile inputs, the sizes, and either output, index,
+    got, want and eager, or what the kernel `raised`. `eager`: how eager's own error was found,
+    `run` or `emulated`. `left_out`: sets of inputs that were too large to run.
     """
 
     passed: bool
@@ -54,7 +55,8 @@ class GateResult:
         if "raised" in w:
             return f"refused: {inputs}: {w['raised']}"
         what = f"{w['output']}{w['index']}: got {w['got']:.9g}, want {w['want']:.9g}"
-        return f"refused: {inputs}: {what}, eager {w['eager']:.9g} ({self.worst:.3g} of what is allowed)"
+        beyond = f"{self.worst:.3g} of what is allowed"
+        return f"refused: {inputs}: {what}, eager {w['eager']:.9g} ({beyond})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; infinities and NaN as text, which JSON can hold."""
@@ -82,7 +84,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
-        self.errors = TemporaryFile("w+")
+        self.errors = TemporaryFile("w+")  # noqa: SIM115
 
     def __enter__(self) -> Worker:
         return self
@@ -103,11 +105,12 @@ class Worker:
             stderr=self.errors,
             text=True,
             bufsize=1,
+            start_new_session=True,  # Ctrl-C is the search's to handle
             env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path},
         )
 
     def call(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """The result of one job. Raises TimeoutError after so many seconds, WorkerDied after a crash."""
+        """The result of one job. Raises TimeoutError after `timeout` seconds, WorkerDied."""
         self.start()
         process = self.process
         assert process is not None
@@ -145,15 +148,33 @@ class Worker:
 
 
 def gate_sizes(program: Program, limits: Sequence[Mapping[str, int]] = ()) -> list[dict[str, int]]:
-    """Small sizes, and for each choice of a kernel.py (its `limits`) the sizes just beyond it."""
+    """Small sizes, and ones that reach each choice of a kernel.py (its `limits`, in order)."""
     sizes = list(sample_sizes(program.symbols))
-    for limit in limits:
-        beyond = {
-            s.name: min(max(limit.get(s.name, s.low) + 1, s.low), s.high) for s in program.symbols
-        }
-        if beyond not in sizes:
-            sizes.append(beyond)
+    for row in range(len(limits)):
+        if all(_row(limits, s) != row for s in sizes):
+            sizes += _reaching(program, limits, row)
     return sizes
+
+
+def _row(limits: Sequence[Mapping[str, int]], sizes: Mapping[str, int]) -> int:
+    """The row of its table that a kernel.py takes: the first whose limits hold, else the last."""
+    fits = (n for n, row in enumerate(limits) if all(sizes[k] <= v for k, v in row.items()))
+    return next(fits, len(limits) - 1)
+
+
+def _reaching(
+    program: Program, limits: Sequence[Mapping[str, int]], row: int
+) -> list[dict[str, int]]:
+    """The smallest sizes that take a row: one symbol just beyond earlier rows, others small."""
+    found = []
+    for s in program.symbols:
+        sizes = {o.name: min(max(o.low, 3), o.high) for o in program.symbols}
+        beyond = 1 + max((earlier.get(s.name, s.high) for earlier in limits[:row]), default=0)
+        sizes[s.name] = min(max(beyond, s.low), s.high)
+        if _row(limits, sizes) == row:
+            within = all(sizes[k] <= v for k, v in limits[row].items())
+            found.append((not within, prod(sizes.values()), sizes))
+    return [min(found, key=lambda f: f[:2])[2]] if found else []
 
 
 def gate(
@@ -169,8 +190,9 @@ def gate(
 ) -> GateResult:
     """Run function `name` (the program's by default) of a kernel.py on the table of hostile inputs.
 
-    `full` runs every program of every launch and asks that each element be written; else some programs of
-    the last launch run. A kernel that raises, hangs or crashes fails, with that as its witness.
+    `full` runs every program of every launch and asks that each element be written; else some
+    programs of the last launch run. A kernel that raises, hangs or crashes fails, with that as its
+    witness.
     """
     program = original.program if isinstance(original, Traced) else original
     first = original.parameters if isinstance(original, Traced) else ()

@@ -1,15 +1,15 @@
 """The hostile inputs: one table, a row each. Used inside the worker, where torch is loaded.
 
-`data` makes a float input out of base values of mean 0 and deviation 1; `weight` does so for an input of
-which every extent is fixed, where another input's are not (or where it does not share the first extent of
-an output). Results are clipped to the type's range. Tables of integers stay within their bounds.
+`data` makes a float input out of base values of mean 0 and deviation 1; `weight` does so for an
+input of which every extent is fixed, where another input's are not (or where it does not share the
+first extent of an output). Results are clipped to the type's range. Tables of integers stay within
+their bounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -56,7 +56,7 @@ def _every_third(v: float) -> Change:
 
 
 def _transposed(t: torch.Tensor) -> torch.Tensor:
-    """The same values, the last two axes exchanged in memory, or every other element of a buffer."""
+    """The same values with the last two axes exchanged in memory, or with gaps between them."""
     if t.dim() >= 2:
         return t.mT.contiguous().mT
     return torch.stack([t, t], dim=-1)[..., 0]

@@ -1,18 +1,20 @@
 """Triton's interpreter, made to do what a GPU does, and watched. Imported by the worker only.
 
-Set TRITON_INTERPRET=1 before torch and triton are first imported. `faithful()` mends, for the process:
-bfloat16 arithmetic (3.7 adds and multiplies its bit patterns), rounding to bfloat16 (3.7 truncates),
-maximum and minimum of a NaN (a GPU's drop it unless told to propagate), and reductions by a function
-(3.7 takes microseconds an element; here halves are folded, as a GPU does).
+Set TRITON_INTERPRET=1 before torch and triton are first imported. `faithful()` mends, for the
+process: bfloat16 arithmetic (3.7 adds and multiplies its bit patterns), rounding to bfloat16 (3.7
+truncates), maximum and minimum of a NaN (a GPU's drop it unless told to propagate), and reductions
+by a function (3.7 takes microseconds an element; here halves are folded, as a GPU does).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,8 +27,19 @@ Builder = interpreter.InterpreterBuilder
 Executor = interpreter.GridExecutor
 Handle = interpreter.TensorHandle
 _call = Executor.__call__
-_load, _store = Builder.create_masked_load, Builder.create_masked_store
-_rmw, _nested = Builder.create_atomic_rmw, interpreter.InterpretedFunction.__call__
+
+# of the builder: where the pointers and the mask stand among the arguments, and what it does
+HOOKS = {
+    "create_masked_load": (0, 1, "load"),
+    "create_masked_store": (0, 2, "store"),
+    "create_atomic_rmw": (1, 3, "atomic"),
+}
+EMPTY = [
+    (torch, "empty"),
+    (torch, "empty_like"),
+    (torch, "empty_strided"),
+    (torch.Tensor, "new_empty"),
+]
 
 ACCESS_COST, LANE_COST = 1.5e-3, 3e-8  # about what the interpreter takes, in seconds
 
@@ -142,12 +155,14 @@ class Launch:
 
 @dataclass
 class Region:
-    """A storage that a launch may touch; `written` marks the bytes that stores reached."""
+    """A storage that a launch may touch. `written` marks the bytes that stores reached, where the
+    host allocated it empty; None where it held values before."""
 
     low: int
     high: int
-    written: Array | None  # None: an input
-    keep: Any = None
+    written: Array | None
+    is_input: bool
+    keep: torch.Tensor  # so that its address is not given out again
 
 
 Plan = Callable[[int, int], "set[int] | None"]  # (launch, programs) -> which to run; None: all
@@ -157,8 +172,8 @@ Plan = Callable[[int, int], "set[int] | None"]  # (launch, programs) -> which to
 class Watch:
     """Runs chosen programs of every launch, and records what is stored where.
 
-    Raises BadAccess (inside Triton's InterpreterError) for an access outside of every argument, a store
-    to an input, and an element that two programs of a launch store.
+    Raises BadAccess (inside Triton's InterpreterError) for an access outside of every argument, a
+    store to an input, and an element that two programs of a launch store.
     """
 
     plan: Plan
@@ -168,40 +183,40 @@ class Watch:
     fresh: dict[int, Array] = field(default_factory=dict)  # bytes stored by the running launch
 
     def __post_init__(self) -> None:
+        self.undo = ExitStack()
         for t in self.inputs:
             self._region(t, is_input=True)
 
     def __enter__(self) -> Watch:
-        watch = self
+        def hooked(method: Any, at: int, mask_at: int, kind: str) -> Any:
+            def access(builder: Any, *args: Any) -> Any:
+                self._touch(args[at], args[mask_at], kind)
+                return method(builder, *args)
+
+            return access
+
+        def allocating(method: Any) -> Any:
+            return lambda *args, **kwargs: self._empty(method(*args, **kwargs))
 
         def call(executor: Any, *args: Any, **kwargs: Any) -> None:
-            watch._launch(executor, args, kwargs)
+            self._launch(executor, args, kwargs)
 
-        Executor.__call__ = call
-        Executor._restore_args_dev = lambda *_: None  # CPU tensors are used in place
-        Builder.create_masked_load = lambda b, p, m, *rest: (
-            watch._touch(p, m, False),
-            _load(b, p, m, *rest),
-        )[1]
-        Builder.create_masked_store = lambda b, p, v, m, *rest: (
-            watch._touch(p, m, True),
-            _store(b, p, v, m, *rest),
-        )[1]
-        Builder.create_atomic_rmw = lambda b, op, p, v, m, *rest: (
-            watch._touch(p, m, True, atomic=True),
-            _rmw(b, op, p, v, m, *rest),
-        )[1]
-        interpreter.InterpretedFunction.__call__ = lambda f, *a, **k: f.rewrite()(*a, **k)
+        hooks = [
+            (Builder, name, hooked(getattr(Builder, name), *how)) for name, how in HOOKS.items()
+        ]
+        hooks += [(of, name, allocating(getattr(of, name))) for of, name in EMPTY]
+        hooks += [(Executor, "__call__", call), (Executor, "_restore_args_dev", lambda *_: None)]
+        nested = lambda f, *args, **kwargs: f.rewrite()(*args, **kwargs)  # noqa: E731
+        hooks.append((interpreter.InterpretedFunction, "__call__", nested))
+        for of, name, new in hooks:
+            self.undo.enter_context(patch.object(of, name, new))
         return self
 
     def __exit__(self, *_: object) -> None:
-        interpreter.InterpretedFunction.__call__ = _nested
-        Executor.__call__ = _call
-        Builder.create_masked_load, Builder.create_masked_store = _load, _store
-        Builder.create_atomic_rmw = _rmw
+        self.undo.close()
 
     def written(self, tensor: torch.Tensor) -> Array:
-        """Which elements of a tensor were stored; all of them where no launch was given it."""
+        """Which elements of a tensor were stored; all of a tensor not allocated empty."""
         region = self.regions.get(tensor.untyped_storage().data_ptr())
         if region is None or region.written is None:
             return np.ones(tuple(tensor.shape), bool)
@@ -209,15 +224,18 @@ class Watch:
         elements = torch.from_numpy(region.written[::size].copy())
         return elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).numpy()
 
-    def _region(self, tensor: torch.Tensor, is_input: bool = False) -> None:
+    def _region(self, tensor: torch.Tensor, is_input: bool = False, empty: bool = False) -> None:
         storage = tensor.untyped_storage()
         low, size = storage.data_ptr(), storage.nbytes()
-        if low in self.regions or not size:
-            return
-        if not is_input and tensor.dtype.is_floating_point:
+        if size and low not in self.regions:
+            written = np.zeros(size, bool) if empty else None
+            self.regions[low] = Region(low, low + size, written, is_input, tensor)
+
+    def _empty(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype.is_floating_point:
             tensor.fill_(float("nan"))  # what nobody writes must not look right
-        written = None if is_input else np.zeros(size, bool)
-        self.regions[low] = Region(low, low + size, written, tensor)
+        self._region(tensor, empty=True)
+        return tensor
 
     def _launch(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for a in (*args, *kwargs.values()):
@@ -238,7 +256,7 @@ class Watch:
             scope.restore()
         self.launches[-1].grid = interpreter.interpreter_builder.grid_dim
 
-    def _touch(self, pointers: Any, mask: Any, write: bool, atomic: bool = False) -> None:
+    def _touch(self, pointers: Any, mask: Any, kind: str) -> None:
         launch = self.launches[-1]
         launch.cost += ACCESS_COST + LANE_COST * pointers.data.size
         active = pointers.data
@@ -251,17 +269,20 @@ class Watch:
         region = next((r for r in self.regions.values() if r.low <= low and high <= r.high), None)
         program = interpreter.interpreter_builder.grid_idx
         if region is None:
-            verb = "stores" if write else "loads"
-            raise BadAccess(f"{launch.kernel}, program {program}: {verb} outside of every tensor")
-        if not write:
-            return
+            raise BadAccess(f"{launch.kernel}, program {program}: {kind} outside of every tensor")
+        if kind != "load":
+            if region.is_input:
+                raise BadAccess(f"{launch.kernel}, program {program}: {kind} to an input")
+            self._mark(region, active, kind, f"{launch.kernel}, program {program}")
+
+    def _mark(self, region: Region, active: Array, kind: str, who: str) -> None:
         if region.written is None:
-            raise BadAccess(f"{launch.kernel}, program {program}: stores to an input")
+            return
         at = (active - np.uint64(region.low)).astype(np.int64).ravel()
-        if not atomic:
+        if kind == "store":
             fresh = self.fresh[region.low]
             if fresh[at].any() or len(np.unique(at)) < len(at):
-                raise BadAccess(f"{launch.kernel}, program {program}: stores an element twice")
+                raise BadAccess(f"{who}: stores an element twice in one launch")
             fresh[at] = True
         region.written[at] = True
 

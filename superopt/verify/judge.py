@@ -2,7 +2,7 @@
 
 A row of the output is its last axis. In each row the kernel's error against float64 may not exceed
 
-    max(2 * eager's own error in the row, 1 ulp of the output's type at the row's largest |reference|)
+    max(2 * eager's own error in the row, 1 ulp of the output's type at its largest |reference|)
 
 Rows shorter than `SHORT` are judged with their neighbours, errors counted in ulps: a single element
 of eager may be right by luck. Where the reference is NaN or overflows the output's type the kernel
@@ -27,7 +27,7 @@ LEAST_EXPONENT = {"f16": -14, "bf16": -126, "f32": -126, "f64": -1022}
 
 @dataclass(frozen=True)
 class Judgement:
-    """`ratio`: the worst error over what is allowed (inf for a wrong NaN or infinity); at most 1 passes.
+    """`ratio`: the worst error over what is allowed (inf for a wrong NaN); at most 1 passes.
     `at`: where that is, None where nothing was compared. `compared`: how many elements were."""
 
     ratio: float
@@ -70,12 +70,13 @@ def _alike(a: Array, b: Array) -> Array:
 def judge(
     got: Array, want: Array, eager: Array, dtype: str, mask: Array | None = None
 ) -> Judgement:
-    """Compare arrays of one shape, all float64; `mask` chooses the elements (all of them by default)."""
+    """Compare arrays of one shape; `mask` chooses the elements (None: all)."""
     shape = got.shape
-    rows = [a.astype(np.float64).reshape(-1, shape[-1] if shape else 1) for a in (got, want, eager)]
+    width = shape[-1] if shape else 1
+    g, w, e = (a.astype(np.float64).reshape(-1, max(width, 1)) for a in (got, want, eager))
     chosen = np.ones(shape, bool) if mask is None else mask
     with np.errstate(all="ignore"):
-        ratio = _ratios(*rows, dtype, chosen.reshape(rows[0].shape))
+        ratio = _ratios(g, w, e, dtype, chosen.reshape(g.shape))
     if not ratio.size or not chosen.any():
         return Judgement(0.0, None, 0)
     at = np.unravel_index(int(np.argmax(ratio)), shape)

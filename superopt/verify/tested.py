@@ -1,9 +1,9 @@
 """The rung `tested`: a candidate against the original on random inputs, in float64.
 
-Both are evaluated at the same elements; the tolerance is not a constant but what float64 itself leaves
-open: how far the original's own result moves when every input moves by about one unit in its last
-place (a forward error of that size is what any stable order of evaluation has), and the spacing
-of doubles at the result.
+Both are evaluated at the same elements; the tolerance is not a constant but what float64 itself
+leaves open: how far the original's own result moves when every input moves by about one unit in
+its last place (a forward error of that size is what any stable order of evaluation has), and the
+spacing of doubles at the result.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SLACK = 2.0**10  # over one unit in the last place: long sums, and functions cal
 UNIT = 2.0**-52
 
 
-def tested(original: Program, candidate: Program | KernelGraph, seed: int = 0) -> Verdict:
-    """Compare on normal and on positive inputs, at sizes 1, primes, tile multiples and one past them.
+def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Verdict:
+    """Compare on normal and on positive inputs, at the sizes of `sample_sizes`.
 
-    Elements are sampled where evaluating all would be slow. A refusal's witness has the sizes, tensor,
-    index, and both values.
+    Elements are sampled where evaluating all would be slow. A refusal's witness has the sizes,
+    tensor, index, and both values.
     """
     program = as_program(candidate)
     try:

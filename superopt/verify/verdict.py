@@ -1,4 +1,4 @@
-"""The ladder of verdicts: tested < probable < proved. What is unknown or timed out is never a pass."""
+"""The ladder of verdicts: tested < probable < proved. Unknown and timeout are never a pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Verdict:
     """What a check found. `kind` is a rung or a failure; `reason` says what a failure saw.
 
     `log2_epsilon`: of `probable`, the base-2 logarithm of the chance that a wrong candidate passes.
-    `scope` says of what the verdict speaks (sizes, elements); `notes` what a rung was not claimed for.
+    `scope`: of which sizes and elements the verdict speaks; `notes`: why a rung was not claimed.
     """
 
     kind: str

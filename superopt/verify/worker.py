@@ -1,6 +1,7 @@
-"""The process that runs emitted kernels: `python -m superopt.verify.worker`, TRITON_INTERPRET=1 set.
+"""The process that runs emitted kernels: `python -m superopt.verify.worker`.
 
-Jobs come in and results go out as lines of JSON; `gate.py` holds the other end.
+TRITON_INTERPRET=1 must be set. Jobs come in and results go out as lines of JSON; `gate.py` holds
+the other end.
 """
 
 from __future__ import annotations
@@ -166,9 +167,9 @@ class Job:
     ) -> list[set[int] | None] | None:
         """The programs of each launch to run (None: all); None where that would take too long.
 
-        Of the last launch some are run, of those before it all, as the last may read all they store.
-        Costs come from running the first program of each launch, once for each sizes, and are counted,
-        not timed, so that the choice is the same everywhere.
+        Of the last launch some are run, of those before it all, as the last may read all they
+        store. Costs come from running the first program of each launch, once for each sizes, and
+        are counted, not timed, so that the choice is the same everywhere.
         """
         key = json.dumps(sizes, sort_keys=True)
         if key not in self.costs:
@@ -265,7 +266,7 @@ class Job:
         sizes: Mapping[str, int],
         rng: random.Random,
     ) -> Iterator[tuple[Any, Array, Array, Array]]:
-        """For each output: where to look, which elements there were written, float64's and eager's."""
+        """For each output: indices, which elements there were written, float64's and eager's."""
         arrays = {name: lazily(t) for name, t in inputs.items()}
         work = closed.work(self.program.roots, {}, sizes)
         cheap = work <= EAGER_WORK and hasattr(self.module, "reference")

@@ -76,9 +76,7 @@ def _add_product(call: Call, x: Value, a: Value, b: Value, beta: Any, alpha: Any
 
 
 @lowering("contraction", "addmm")
-def _addmm(
-    call: Call, x: Value, mat1: Value, mat2: Value, beta: Any = 1, alpha: Any = 1
-) -> Value:
+def _addmm(call: Call, x: Value, mat1: Value, mat2: Value, beta: Any = 1, alpha: Any = 1) -> Value:
     return _add_product(call, x, mat1, mat2, beta, alpha)
 
 

@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -104,6 +105,7 @@ def export(spec: Spec) -> torch.export.ExportedProgram:
             raise
         except Exception as error:
             _translate(spec, error)
+        _check_assumptions(spec, exported)
         return _legalized(exported)
 
 
@@ -111,8 +113,9 @@ def export(spec: Spec) -> torch.export.ExportedProgram:
 def _no_branches(spec: Spec) -> Iterator[None]:
     """Refuse a branch on a size in the user's own code.
 
-    Torch assumes inequalities of sizes, such as `B != 2`, where it picks a memory layout: those say
-    nothing of the values, and we ask it to defer them. It would do the same for `if x.shape[0] % 2:`.
+    Torch assumes inequalities of sizes, such as `B != 2`, where it picks a memory layout: those
+    say nothing of the values, and we ask it to defer them. It would do the same for
+    `if x.shape[0] % 2:`.
     """
     file, original = source_file(spec.fn), torch.SymBool.__bool__
 
@@ -123,7 +126,7 @@ def _no_branches(spec: Spec) -> Iterator[None]:
                 f"{spec.file}:{frame.f_lineno}: {spec.name}: branches on a size that varies, but a"
                 " kernel holds for all sizes of its Dims; narrow the Dim, or write a spec a case"
             )
-        return original(condition)
+        return bool(original(condition))  # type: ignore[no-untyped-call]
 
     torch.SymBool.__bool__ = watched  # type: ignore[method-assign]
     try:
@@ -133,18 +136,47 @@ def _no_branches(spec: Spec) -> Iterator[None]:
 
 
 def _depends(condition: torch.SymBool) -> bool:
-    """Whether a condition on sizes comes out both ways within their ranges (on a sample)."""
-    node = condition.node
-    symbols = sorted(node.expr.free_symbols, key=str)
-    if any(s not in node.shape_env.var_to_range for s in symbols) or len(symbols) > 3:
-        return False  # data-dependent: torch says so itself
-    ranges = [node.shape_env.var_to_range[s] for s in symbols]
-    samples = [
-        {int(r.lower) + n for n in range(9) if r.lower + n <= r.upper}
-        | ({int(r.upper)} if r.upper < 2**31 else {2**31}) for r in ranges
-    ]  # fmt: skip
-    points = itertools.product(*map(sorted, samples))
-    return len({bool(node.expr.subs(dict(zip(symbols, p, strict=True)))) for p in points}) > 1
+    return len(_outcomes(condition.node.expr, condition.node.shape_env)) > 1
+
+
+def _outcomes(condition: Any, env: ShapeEnv) -> set[bool]:
+    """What a condition on sizes comes out as within their ranges, on a sample of sizes."""
+    symbols = sorted(condition.free_symbols, key=str)
+    if any(s not in env.var_to_range for s in symbols) or len(symbols) > 3:
+        return set()  # of data: torch says so itself
+    samples = []
+    for s in symbols:
+        low, high = int(env.var_to_range[s].lower), env.var_to_range[s].upper
+        last = int(high) if high < 2**31 else 2**31
+        samples.append(sorted({*range(low, min(low + 9, last)), last}))
+    points = itertools.product(*samples)
+    return {bool(condition.subs(dict(zip(symbols, p, strict=True)))) for p in points}
+
+
+def _check_assumptions(spec: Spec, exported: torch.export.ExportedProgram) -> None:
+    """Refuse what holds for some sizes only, such as a view by 7: torch defers that guard too."""
+    nodes = [n for n in exported.graph.nodes if n.op == "placeholder"]
+    vals = [n.meta["val"] for n in nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    env = vals[0].fake_mode.shape_env if vals else None
+    for assumed in (a for group in env.deferred_runtime_asserts.values() for a in group) if env else ():
+        if type(assumed.expr).__name__ != "Unequality" and False in _outcomes(assumed.expr, env):
+            raise SpecError(
+                f"{spec.where}: {spec.name}: holds only for sizes with"
+                f" {_in_dims(spec, exported, assumed.expr)}; give such an extent as a multiple of a"
+                " Dim (8*B), or as an int"
+            )
+
+
+def _in_dims(spec: Spec, exported: torch.export.ExportedProgram, expr: Any) -> str:
+    """A condition on torch's symbols, with the names of the Dims."""
+    users = set(exported.graph_signature.user_inputs)
+    nodes = [n for n in exported.graph.nodes if n.op == "placeholder" and n.name in users]
+    names = {}
+    for node, tensor in zip(nodes, spec.tensors.values(), strict=True):
+        for size, extent in zip(node.meta["val"].shape, tensor.extents, strict=True):
+            for s in size.node.expr.free_symbols if is_dim(extent) else ():
+                names[s] = sympy.Symbol(root_dim(extent).__name__)
+    return str(expr.subs(names))
 
 
 def _legalized(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -159,7 +191,8 @@ def _legalized(exported: torch.export.ExportedProgram) -> torch.export.ExportedP
     for target in list(table):
         if name_of(target) in LOWERINGS:
             del table[target]
-    return exported.run_decompositions(table)
+    lowered: torch.export.ExportedProgram = exported.run_decompositions(table)
+    return lowered
 
 
 def name_of(target: Any) -> str:
@@ -211,7 +244,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-_CONSTANT = re.compile(r"You marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+_CONSTANT = re.compile(r"marked (\S+) as dynamic but your code specialized it .* \((\d+)\)")
 _EQUAL = re.compile(r"^  (\w+) = (\d+)$", re.M)
 _GUARD = re.compile(r"satisfy the generated guard (.*?)\.?$", re.M)
 _FIXES = re.compile(r"Suggested fixes:\n((?:  .*\n?)+)")
@@ -231,8 +264,8 @@ def _constraint(spec: Spec, text: str) -> str:
     guard = _GUARD.search(text)
     needs = f", those with {_in_users_names(spec, guard.group(1))}" if guard else ""
     return (
-        f"the function holds for part of the sizes of {', '.join(spec.dims)} only{needs} (a branch on"
-        f" a shape, or a reshape or slice past some size); use {advice or 'a narrower range'}"
+        f"the function holds for part of the sizes of {', '.join(spec.dims)} only{needs} (a"
+        f" reshape or slice past some size); use {advice or 'a narrower range'}"
     )
 
 

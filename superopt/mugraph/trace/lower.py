@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from superopt.errors import SpecError, UnsupportedOperator
 from superopt.mugraph import index as _index  # noqa: F401  (fills in the index arithmetic)
-from superopt.mugraph.expr import Expr, Symbol, Tensor, cast, const, index, op
+from superopt.mugraph.expr import Expr, Symbol, Tensor, const, index, op, sym
 from superopt.mugraph.program import Program, SourceOp, Traced, loads, store
 from superopt.mugraph.trace import contractions, pointwise, reductions, views  # noqa: F401
 from superopt.mugraph.trace.export import export, ignored, name_of, source_file
@@ -25,15 +26,17 @@ from superopt.spec import Spec, build, is_dim, root_dim
 from superopt.spec import Tensor as SpecTensor
 
 CONSTANT_ELEMENTS = 8  # a longer constant tensor is refused: it would be a chain of selections
-UNUSED = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "requires_grad")
+UNUSED = (
+    "device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "requires_grad"
+)  # fmt: skip
 HIGHEST = 2**31 - 1
 
 
 def trace(spec: Spec) -> Traced:
     """The program of a spec.
 
-    Raises SpecError where torch.export refuses the function or its results cannot be a kernel's, and
-    UnsupportedOperator, at the user's line, for an operator without a row.
+    Raises SpecError where torch.export refuses the function or its results cannot be a kernel's,
+    and UnsupportedOperator, at the user's line, for an operator without a row.
     """
     return _Lowerer(spec).traced()
 
@@ -46,8 +49,8 @@ def trace_callable(
 ) -> Traced:
     """The program of a function or module at the shapes and types of example tensors.
 
-    `dynamic_shapes` as in torch.export: by parameter name or position, named `Dim`s only. A module's
-    parameters and buffers become inputs, listed in `captured`.
+    `dynamic_shapes` as in torch.export: by parameter name or position, named `Dim`s only. A
+    module's parameters and buffers become inputs, listed in `captured`.
     """
     return trace(spec_of(fn_or_module, args, dynamic_shapes, name))
 
@@ -91,9 +94,9 @@ def _dims_of(called: str, shapes: Any, parameter: str, position: int) -> dict[in
 
 def captured_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A module's parameters and buffers by the input names that tracing gives them."""
-    every = [*module.named_parameters(remove_duplicate=False)]
-    every += [*module.named_buffers(remove_duplicate=False)]
-    return {input_name(name): tensor for name, tensor in every}
+    parameters = module.named_parameters(remove_duplicate=False)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {input_name(name): tensor for name, tensor in itertools.chain(parameters, buffers)}
 
 
 def input_name(target: str) -> str:
@@ -122,9 +125,7 @@ class _Lowerer:
         self._check_used(outputs)
         names = outputs_named(len(outputs), set(self.inputs))
         tensors = [Tensor(n, v.shape, v.dtype) for n, v in zip(names, outputs, strict=True)]
-        stores = tuple(
-            store(t, v.axes, v.expr) for t, v in zip(tensors, outputs, strict=True)
-        )
+        stores = tuple(store(t, v.axes, v.expr) for t, v in zip(tensors, outputs, strict=True))
         program = Program(
             self.spec.name,
             tuple(self.inputs.values()),
@@ -181,8 +182,6 @@ class _Lowerer:
         if not is_dim(end):
             return index(int(end))
         by_name = {s.name: s for s in self.symbols.known.values()}
-        from superopt.mugraph.expr import sym
-
         return sym(by_name[root_dim(end).__name__])
 
     def _constant(self, node: torch.fx.Node, tensor: torch.Tensor) -> Value:
@@ -218,7 +217,7 @@ class _Lowerer:
         if row is None or not row.accepts(list(arguments)):
             raise self._unsupported(node, name)
         vals = list(val) if isinstance(val, list | tuple) else [val]
-        metas = [self._located(node, lambda v=v: self._meta(v)) for v in vals]
+        metas = self._located(node, lambda: [self._meta(v) for v in vals])
         shapes, dtypes = zip(*metas, strict=True)
         call = Call(name, self._where(node), shapes, dtypes, self._contiguous(node), row.kind)
         result = row.lower(call, **arguments)
@@ -277,7 +276,6 @@ class _Lowerer:
     def _outputs(self) -> tuple[list[Value], str]:
         where, called = self.spec.where, self.spec.name
         found = []
-        (output,) = [n for n in self.graph.nodes if n.op == "output"]
         by_name = {n.name: n for n in self.graph.nodes}
         for s in self.exported.graph_signature.output_specs:
             if s.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
@@ -300,7 +298,9 @@ class _Lowerer:
     def _target(self, s: Any) -> str:
         names = {n.name: v for n, v in self.values.items() if n.op == "placeholder"}
         value = names.get(s.target)
-        return f"parameter {value.base.name!r}" if isinstance(value, Value) else f"buffer {s.target!r}"
+        if isinstance(value, Value) and value.base is not None:
+            return f"parameter {value.base.name!r}"
+        return f"buffer {s.target!r}"
 
     def _returns(self) -> str:
         kind = self.exported.call_spec.out_spec.type

@@ -23,13 +23,14 @@ from superopt.mugraph.trace.value import Value, axes_of
 # -- operators that are one row of the operator table -------------------------------------------
 
 PLAIN = (
-    "abs neg sign floor ceil trunc maximum minimum eq ne lt le gt ge isnan isinf fmod"
-    " square atan2"
-).split()
+    "abs", "neg", "sign", "floor", "ceil", "trunc", "maximum", "minimum", "eq", "ne", "lt", "le",
+    "gt", "ge", "isnan", "isinf", "fmod", "square",
+)  # fmt: skip
 TO_FLOAT = (
-    "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh"
-    " asinh acosh atanh erf erfc sigmoid"
-).split()
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan",
+    "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf",
+    "erfc", "sigmoid",
+)  # fmt: skip
 RENAMED = {
     "negative": "neg",
     "absolute": "abs",
@@ -71,13 +72,9 @@ def _row(name: str, to_float: bool = False) -> Callable[..., Value]:
 
 
 def _register() -> None:
-    for name in PLAIN:
-        lowering("pointwise", name)(_row(name, to_float=name == "atan2"))
-    for name in TO_FLOAT:
-        lowering("pointwise", name)(_row(name, to_float=True))
-    for name, ours in RENAMED.items():
-        if name not in PLAIN:
-            lowering("pointwise", name)(_row(ours, to_float=ours in TO_FLOAT or ours == "atan2"))
+    names = {n: n for n in (*PLAIN, *TO_FLOAT)} | RENAMED
+    for name, ours in names.items():
+        lowering("pointwise", name)(_row(ours, to_float=ours in TO_FLOAT))
 
 
 _register()
@@ -466,7 +463,7 @@ def _clone(call: Call, x: Value) -> Value:
     return x.with_expr(x.expr)
 
 
-@lowering("view", "alias", "detach", "detach_", "lift_fresh", "lift", "positive")
+@lowering("view", "alias", "detach", "detach_", "positive")
 def _alias(call: Call, x: Value) -> Value:
     return x
 

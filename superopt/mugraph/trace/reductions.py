@@ -72,7 +72,9 @@ def _wide(x: Value, dtype: str | None = None) -> Expr:
 
 
 def _reduction(monoid: str) -> Callable[..., Value]:
-    def row(call: Call, x: Value, dim: Dims = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    def row(
+        call: Call, x: Value, dim: Dims = None, keepdim: bool = False, dtype: Any = None
+    ) -> Value:
         dims = x.dims(dim)
         total = over(x, dims, monoid, cast(x.expr, accumulator(call.dtype)))
         return Value(kept(x, dims, keepdim), cast(total, call.dtype))
@@ -87,7 +89,9 @@ _amin = lowering("reduction", "amin")(_reduction("min"))
 
 
 @lowering("reduction", "mean")
-def _mean(call: Call, x: Value, dim: Dims = None, keepdim: bool = False, dtype: Any = None) -> Value:
+def _mean(
+    call: Call, x: Value, dim: Dims = None, keepdim: bool = False, dtype: Any = None
+) -> Value:
     dims = x.dims(dim)
     result = mean_over(x, dims, _wide(x, call.dtype))
     return Value(kept(x, dims, keepdim), cast(result, call.dtype))
@@ -156,7 +160,6 @@ def _aminmax(call: Call, x: Value, dim: int | None = None, keepdim: bool = False
 
 
 # -- moments and norms --------------------------------------------------------------------------
-
 
 
 @lowering("reduction", "var", weight=4)
@@ -257,7 +260,9 @@ def _log_softmax(
     return x.with_expr(cast(op("sub", shifted, op("log", total)), call.dtype))
 
 
-def _affine(v: Value, body: Expr, weight: Value | None, bias: Value | None, dims: list[int]) -> Expr:
+def _affine(
+    v: Value, body: Expr, weight: Value | None, bias: Value | None, dims: list[int]
+) -> Expr:
     """body * weight + bias, whose own dimensions are v's `dims`."""
     here = [v.indices[d] for d in dims]
     if weight is not None:
@@ -280,7 +285,8 @@ def _layer_norm(
     call: Call, x: Value, normalized_shape: Sequence[Any], weight: Value | None = None,
     bias: Value | None = None, eps: float = 1e-5, cudnn_enable: bool = True,
 ) -> Value:  # fmt: skip
-    return _native_layer_norm(call, x, normalized_shape, weight, bias, eps)[0]
+    dims = list(range(x.rank - len(normalized_shape), x.rank))
+    return _layer_normed(call, x, dims, weight, bias, eps)[0]
 
 
 @lowering("reduction", "native_layer_norm", weight=8)
@@ -289,6 +295,12 @@ def _native_layer_norm(
     bias: Value | None, eps: float,
 ) -> tuple[Value, ...]:  # fmt: skip
     dims = list(range(x.rank - len(normalized_shape), x.rank))
+    return _layer_normed(call, x, dims, weight, bias, eps)
+
+
+def _layer_normed(
+    call: Call, x: Value, dims: list[int], weight: Value | None, bias: Value | None, eps: float
+) -> tuple[Value, Value, Value]:
     normal, mean, scale = _standardized(x, dims, _wide(x), eps)
     out = cast(_affine(x, normal, weight, bias, dims), call.dtype)
     axes = kept(x, dims, keepdim=True)

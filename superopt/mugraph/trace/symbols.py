@@ -88,7 +88,7 @@ class Symbols:
     def _unsupported(self, e: Any) -> SpecError:
         strange = sorted(str(s) for s in e.free_symbols - set(self.known))
         if strange:
-            return SpecError("a shape or scalar depends on the data of a tensor, which is not supported")
+            return SpecError("a shape or number that depends on a tensor's data is not supported")
         return SpecError(f"the size expression {self.named(e)} is not supported")
 
     def named(self, e: Any) -> str:

@@ -1,8 +1,8 @@
 """The lowering table: how each aten operator becomes an indexed expression, one row an operator.
 
-A row is a function `(call, **arguments) -> Value` (or a tuple of them), keyed by the operator's name
-without its overload. Tensor arguments arrive as Values, symbolic scalars as Exprs, the rest as Python
-objects, by the names of the operator's schema ('self' and 'input' are called x).
+A row is a function `(call, **arguments) -> Value` (or a tuple of them), keyed by the operator's
+name without its overload. Tensor arguments arrive as Values, symbolic scalars as Exprs, the rest as
+Python objects, by the names of the operator's schema ('self' and 'input' are called x).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from superopt.errors import SpecError
 from superopt.mugraph.expr import Expr, cast, const, op
@@ -49,12 +49,13 @@ class Call:
 
 
 Row = Callable[..., Any]
+RowT = TypeVar("RowT", bound=Row)
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """A row. `kind` is view, pointwise, reduction or contraction; `weight` its operations an element
-    of the result (pointwise) or of the first tensor argument (reduction)."""
+    """A row. `kind` is view, pointwise, reduction or contraction; `weight` its operations an
+    element of the result (pointwise) or of the first tensor argument (reduction)."""
 
     lower: Row
     kind: str
@@ -70,10 +71,10 @@ class Lowering:
 LOWERINGS: dict[str, Lowering] = {}
 
 
-def lowering(kind: str, *names: str, weight: int = 1) -> Callable[[Row], Row]:
+def lowering(kind: str, *names: str, weight: int = 1) -> Callable[[RowT], RowT]:
     """Register a row under the names of one or more operators."""
 
-    def register(row: Row) -> Row:
+    def register(row: RowT) -> RowT:
         for name in names:
             if name in LOWERINGS:
                 raise ValueError(f"two rows for {name}")
@@ -129,7 +130,7 @@ def elementwise(
     *operands: Operand,
     dtype: str | None = None,
 ) -> Value:
-    """Apply a scalar function to broadcast operands, all cast to `dtype` first; the call's result."""
+    """The call's result: a scalar function of broadcast operands, all cast to `dtype` first."""
     shape = call.shape
     same = [v.axes for v in operands if isinstance(v, Value) and v.shape == shape]
     axes = same[0] if same else axes_of(shape)

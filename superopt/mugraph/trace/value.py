@@ -33,7 +33,7 @@ ZERO, ONE = index(0), index(1)
 
 
 def axis_stem(extent: Expr) -> str:
-    """The mechanical name of an axis: `b` for Dim B, `n4096` for 4096, `m` for a compound extent."""
+    """The mechanical name of an axis: `b` for Dim B, `n4096` for 4096, `m` for other extents."""
     if extent.op == "const":
         return f"n{extent.attr}"
     if extent.op == "sym":
@@ -193,9 +193,7 @@ def reshape(v: Value, shape: Sequence[Expr]) -> Value:
     return reindex(v, shape, change)
 
 
-def _groups(
-    source: Sequence[Expr], target: Sequence[Expr]
-) -> list[tuple[list[int], list[int]]]:
+def _groups(source: Sequence[Expr], target: Sequence[Expr]) -> list[tuple[list[int], list[int]]]:
     """Runs of dimensions that hold the same elements on both sides, as short as they can be."""
     s = [d for d, e in enumerate(source) if not is_const(e, 1)]
     t = [d for d, e in enumerate(target) if not is_const(e, 1)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from superopt.mugraph.dtypes import is_float
 from superopt.mugraph.expr import TRUE, Expr, axis, cast, const, index, is_const, op
-from superopt.mugraph.trace.table import Call, Operand, elementwise, lowering, scalar_expr
+from superopt.mugraph.trace.table import Call, Operand, Scalar, elementwise, lowering, scalar_expr
 from superopt.mugraph.trace.value import (
     ZERO,
     Value,
@@ -43,7 +42,7 @@ def _view(call: Call, x: Value, **shape: Any) -> Value:
     return reshape(x, call.shape)
 
 
-@lowering("pointwise", "reshape", "ravel", "reshape_as", "_reshape_copy", "view_copy")
+@lowering("pointwise", "reshape", "ravel", "reshape_as")
 def _reshape(call: Call, x: Value, **shape: Any) -> Value:
     if call.contiguous:
         call.kind = "view"
@@ -83,7 +82,7 @@ def _movedim(call: Call, x: Value, source: Any, destination: Any) -> Value:
     return moved(call, x, order)
 
 
-@lowering("view", "expand", "expand_as", "broadcast_to", "_unsafe_expand")
+@lowering("view", "expand", "expand_as", "broadcast_to")
 def _expand(call: Call, x: Value, **shape: Any) -> Value:
     axes = axes_of(call.shape)
     return Value(axes, x.on(axes))
@@ -135,13 +134,8 @@ def parts(call: Call, x: Value, dim: int) -> tuple[Value, ...]:
     return tuple(pieces)
 
 
-@lowering("view", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split")
+@lowering("view", "split", "split_with_sizes", "chunk", "tensor_split")
 def _split(call: Call, x: Value, dim: int = 0, **sizes: Any) -> tuple[Value, ...]:
-    return parts(call, x, dim)
-
-
-@lowering("view", "unsafe_chunk", "unsafe_split_with_sizes")
-def _unsafe_split(call: Call, x: Value, dim: int = 0, **sizes: Any) -> tuple[Value, ...]:
     return parts(call, x, dim)
 
 
@@ -156,7 +150,10 @@ def _diagonal(call: Call, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 
 
     def change(out: list[Expr]) -> list[Expr]:
         rest, last = iter(out[:-1]), out[-1]
-        along = {a: op("add", last, index(max(-offset, 0))), b: op("add", last, index(max(offset, 0)))}
+        along = {
+            a: op("add", last, index(max(-offset, 0))),
+            b: op("add", last, index(max(offset, 0))),
+        }
         return [along[d] if d in along else next(rest) for d in range(x.rank)]
 
     return reindex(x, call.shape, change)
@@ -352,7 +349,7 @@ def _full(
     return _filled(call, fill_value if s is None else s)
 
 
-@lowering("pointwise", "zeros", "zeros_like", "new_zeros", "zero")
+@lowering("pointwise", "zeros", "zeros_like", "new_zeros")
 def _zeros(call: Call, x: Value | None = None, size: Any = None, dtype: Any = None) -> Value:
     return _filled(call, 0)
 
@@ -364,15 +361,15 @@ def _ones(call: Call, x: Value | None = None, size: Any = None, dtype: Any = Non
 
 @lowering("pointwise", "arange")
 def _arange(
-    call: Call, start: Operand = 0, end: Operand | None = None, step: Operand = 1, dtype: Any = None
-) -> Value:
+    call: Call, start: Expr | Scalar = 0, end: Any = None, step: Expr | Scalar = 1,
+    dtype: Any = None,
+) -> Value:  # fmt: skip
     axes = axes_of(call.shape)
-    i, wide = axis(axes[0]), "f64" if is_float(call.dtype) else "i64"
-    if all(isinstance(x, int) or (isinstance(x, Expr) and x.dtype == "index") for x in (start, step)):
-        first, by = (extent(x) for x in (start, step))  # type: ignore[arg-type]
-        return Value(axes, cast(op("add", first, op("mul", i, by)), call.dtype))
-    first, by = scalar_expr(start, wide), scalar_expr(step, wide)  # type: ignore[arg-type]
-    return Value(axes, cast(op("add", first, op("mul", cast(i, wide), by)), call.dtype))
+    ends = (start, step)
+    whole = all(isinstance(x, int) or (isinstance(x, Expr) and x.dtype == "index") for x in ends)
+    wide = "index" if whole else "f64"
+    first, by = (scalar_expr(x, wide) for x in ends)
+    return Value(axes, cast(op("add", first, op("mul", cast(axis(axes[0]), wide), by)), call.dtype))
 
 
 @lowering("pointwise", "eye")

@@ -1,0 +1,79 @@
+"""Compiling for the target, also where this process cannot: not under TRITON_INTERPRET=1.
+
+There a helper process does it, which takes jobs and gives results as lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from superopt.emit.compile import CompileStats, compile_for
+from superopt.errors import SuperoptError
+
+
+class Compiler:
+    """`compile_for`, here or in a helper process. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def __call__(self, source: str, sizes: Mapping[str, int], arch: str) -> list[CompileStats]:
+        """Every launch of a kernel.py's text, compiled for `arch`; see `compile_for`."""
+        if os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
+            return compile_for(source, sizes, arch)
+        return self._elsewhere({"source": source, "sizes": dict(sizes), "arch": arch})
+
+    def _elsewhere(self, job: Mapping[str, object]) -> list[CompileStats]:
+        process = self.process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise SuperoptError(f"the process that compiles ended with code {process.wait()}")
+        return [CompileStats(**{**s, "dots": tuple(s["dots"])}) for s in json.loads(line)]
+
+    def _start(self) -> subprocess.Popen[str]:
+        root = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "superopt.compiler"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,  # Ctrl-C is ours to handle
+            env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path},
+        )
+        return self.process
+
+
+def serve() -> None:
+    """Answer jobs until the input ends. What compiling prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        stats = compile_for(job["source"], job["sizes"], job["arch"])
+        answers.write(json.dumps([asdict(s) for s in stats]) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve()

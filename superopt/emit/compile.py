@@ -1,0 +1,198 @@
+"""Really compiling a kernel.py for a GPU that need not be there: registers, spills, instructions.
+
+A call is played through the file's own host code with shapes in place of tensors, and each launch is
+compiled with the very specialization that Triton would choose for contiguous arguments: pointers
+and multiples of 16 marked as such, extents and strides of 1 folded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from superopt.errors import SuperoptError
+
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+
+
+@dataclass(frozen=True)
+class CompileStats:
+    """One launch, compiled. `error` is empty where it compiled.
+
+    `registers` are a thread's; `spilled_bytes` are a thread's local memory; `shared_bytes` a
+    program's; `dots` are the tensor-core instructions in use: wgmma, mma.sync, tcgen05, mfma.
+    """
+
+    kernel: str
+    target: str
+    registers: int = 0
+    spilled_bytes: int = 0
+    shared_bytes: int = 0
+    dots: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.error
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A captured launch: a jitted function, its programs and its arguments."""
+
+    kernel: Any
+    programs: int
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
+def compile_for(source: str | Path, sizes: Mapping[str, int], target: str) -> list[CompileStats]:
+    """Compile every launch of a kernel.py (a path, or its text) for a call of the given sizes.
+
+    `sizes` names every symbol of the file's `RANGES`; `target` is a row of `TARGETS`. What the
+    compiler refuses is told in `error`. Raises SuperoptError under TRITON_INTERPRET=1: Triton's own
+    library is then made for its interpreter, so compile in a process of its own.
+    """
+    import triton.language as tl
+    from triton.runtime.jit import JITFunction
+
+    if not isinstance(tl.sum, JITFunction):
+        raise SuperoptError("compiling needs a process without TRITON_INTERPRET=1; start another")
+    with tempfile.TemporaryDirectory() as folder:
+        path = source if isinstance(source, Path) else Path(folder) / "kernel.py"
+        if isinstance(source, str):
+            path.write_text(source)
+        module = load(path)
+        return [_compiled(launch, target) for launch in launches(module, sizes)]
+
+
+def load(path: Path) -> ModuleType:
+    """Import a kernel.py under a name of its own."""
+    name = f"superopt_kernel_{abs(hash(path.resolve()))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise SuperoptError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def launches(module: ModuleType, sizes: Mapping[str, int]) -> list[Launch]:
+    """What a call of the given sizes would launch, for contiguous arguments; nothing is run."""
+    import torch
+
+    found: list[Launch] = []
+
+    class Captured:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def call(*args: Any, **options: Any) -> None:
+                found.append(Launch(self.kernel, grid[0], args, options))
+
+            return call
+
+    tensors = [
+        torch.empty([_size(e, sizes) for e in shape], dtype=dtype, device="meta")
+        for dtype, shape in module.SIGNATURE.values()
+    ]
+    module._launch(*tensors, wrap=Captured)
+    return found
+
+
+def _size(extent: int | str, sizes: Mapping[str, int]) -> int:
+    return extent if isinstance(extent, int) else int(eval(extent, {}, dict(sizes)))
+
+
+def _compiled(launch: Launch, target: str) -> CompileStats:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    name = launch.kernel.__name__
+    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False)) | dict(launch.options)
+    options = {k: values.pop(k) for k in ("num_warps", "num_stages")}
+    constexprs = {p.name for p in launch.kernel.params if p.is_constexpr}
+    signature, constants, attributes = _specialized(values, constexprs)
+    try:
+        source = ASTSource(launch.kernel, signature, constants, attributes)
+        done = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+    except Exception as error:  # Triton's own errors have no base class: all are a refusal
+        return CompileStats(name, target, error=f"{type(error).__name__}: {error}".strip())
+    registers, spilled = _resources(done.asm)
+    return CompileStats(name, target, registers, spilled, done.metadata.shared, _dots(done.asm))
+
+
+def _specialized(
+    values: Mapping[str, Any], constexprs: set[str]
+) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
+    """The signature, constants and attributes that Triton's launcher would find for the values."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for position, (name, value) in enumerate(values.items()):
+        if name in constexprs or value == 1 if isinstance(value, int) else False:
+            signature[name], constants[(position,)] = "constexpr", value
+            continue
+        signature[name] = _type_of(value)
+        if not isinstance(value, int) or value % 16 == 0:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def _type_of(value: Any) -> str:
+    from triton.runtime.jit import type_canonicalisation_dict
+
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return "*" + str(type_canonicalisation_dict[str(value.dtype).split(".")[-1]])
+
+
+def _resources(asm: Mapping[str, Any]) -> tuple[int, int]:
+    """Registers and bytes of local memory of a thread."""
+    if "amdgcn" in asm:
+        count = re.search(r"\.vgpr_count:\s*(\d+)", asm["amdgcn"])
+        spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", asm["amdgcn"])
+        return int(count.group(1)) if count else 0, 4 * int(spills.group(1)) if spills else 0
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        shown = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", shown.stdout + shown.stderr)
+    if found is None:
+        raise SuperoptError(f"cuobjdump printed no resource usage: {shown.stdout}")
+    return int(found.group(1)), int(found.group(2))
+
+
+_INSTRUCTIONS = ("wgmma", "mma.sync", "tcgen05", "mfma")
+
+
+def _dots(asm: Mapping[str, Any]) -> tuple[str, ...]:
+    text = asm.get("ptx") or asm.get("amdgcn") or ""
+    found = [name for name in _INSTRUCTIONS if re.search(rf"\b(v_)?{re.escape(name)}", text)]
+    if "wgmma" in found and not re.search(r"(?<!wg)mma\.sync", text.replace("wgmma.mma_async", "")):
+        found = [name for name in found if name != "mma.sync"]
+    return tuple(found)

@@ -1,0 +1,395 @@
+"""From a spec to a checked kernel: trace, search, check, emit, compile, gate.
+
+A candidate that a stage refuses is replaced by the next of the ranking, until a kernel passes or
+none is left. Ctrl-C ends the stage it meets; what was found until then is kept.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from superopt.compiler import Compiler
+from superopt.cost_model.baselines import baselines
+from superopt.cost_model.configs import ranked
+from superopt.cost_model.model import KernelModel, Prediction, predict
+from superopt.cost_model.profile import Profile, load_profile
+from superopt.emit import Notes, emit
+from superopt.emit.compile import CompileStats
+from superopt.errors import IllFormed, UsageError
+from superopt.mugraph.program import Choice, Config, KernelGraph, Program, Traced
+from superopt.mugraph.trace import trace
+from superopt.search.driver import (
+    Candidate,
+    Options,
+    Outcome,
+    Progress,
+    choices,
+    search_program,
+    to_choice,
+)
+from superopt.search.space import Sizes
+from superopt.spec import Spec
+from superopt.verify import GateResult, Verdict, Worker, check_graph, gate, gate_sizes
+
+PRECISIONS = ("ieee", "tf32", "tf32x3")
+DEFAULT_LARGEST = 4096  # where a spec names no sizes to tune for, extents beyond this are not tuned
+CONFIG_TRIES = 4  # configurations compiled for one kernel before its candidate is refused
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a call may choose. Seconds for `time_limit`; `top` candidates are kept.
+
+    Raises UsageError where a value is not allowed.
+    """
+
+    target: str = "h200"
+    time_limit: float | None = None
+    jobs: int = 1
+    top: int = 8
+    seed: int = 0
+    precision: str = "ieee"
+    allow_unsafe: bool = False
+
+    def __post_init__(self) -> None:
+        load_profile(self.target)
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}"
+            )
+        for name in ("jobs", "top"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise UsageError(f"time limit is {self.time_limit} s; a positive time is needed")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A candidate that a stage turned away; `rank` is its place in the search's ranking, from 0."""
+
+    rank: int
+    stage: str  # check, emit, compile, gate
+    reason: str
+    witness: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Draft:
+    """What runs for one tuned size, once compiled.
+
+    `skipped` says what was wrong with better ranked configurations; `tried` are those, by kernel.
+    """
+
+    sizes: Sizes
+    candidate: Candidate
+    configs: list[Config]
+    compiled: tuple[CompileStats, ...] = ()
+    skipped: list[str] = field(default_factory=list)
+    tried: dict[int, list[Config]] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> Choice:
+        return to_choice(self.sizes, self.candidate, tuple(self.configs))
+
+    def prediction(self, profile: Profile) -> Prediction:
+        return predict(self.candidate.graph, self.configs, dict(self.sizes), profile)
+
+
+@dataclass
+class Run:
+    """All that one run found and refused, for the report. `source` is empty without a kernel."""
+
+    spec: Spec
+    settings: Settings
+    profile: Profile
+    traced: Traced
+    sizes: tuple[Sizes, ...]
+    outcome: Outcome
+    baselines: dict[Sizes, dict[str, Prediction]]
+    stop_reason: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    verdicts: dict[KernelGraph, Verdict] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    picks: tuple[Draft, ...] = ()
+    source: str = ""
+    gate: GateResult | None = None
+
+    @property
+    def program(self) -> Program:
+        return self.traced.program
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def rank(self, candidate: Candidate) -> int:
+        return next(n for n, c in enumerate(self.outcome.candidates) if c is candidate)
+
+    def verdict(self, sizes: Sizes) -> Verdict:
+        pick = next(p for p in self.picks if p.sizes == sizes)
+        return self.verdicts[pick.candidate.graph]
+
+
+def find_kernel(spec: Spec, settings: Settings, progress: Progress | None = None) -> Run:
+    """Search, and settle on the best candidates that pass. The run has no source where none did.
+
+    Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
+    """
+    profile = load_profile(settings.target)
+    with Worker() as worker, Compiler() as compiler:
+        worker.start()  # it loads torch while we search
+        start = time.monotonic()
+        traced = trace(spec)
+        traced_in = time.monotonic() - start
+        sizes = tuned_sizes(traced.program, spec)
+        options = Options(
+            profile, sizes, settings.time_limit, settings.jobs, settings.top, settings.seed
+        )
+        outcome = search_program(traced.program, options, progress)
+        known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
+        run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
+        run.seconds["trace"] = traced_in
+        try:
+            _settle(run, worker, compiler)
+        except KeyboardInterrupt:
+            run.stop_reason = "interrupted"
+    return run
+
+
+def tuned_sizes(program: Program, spec: Spec) -> tuple[Sizes, ...]:
+    """The sizes to choose configurations for: the spec's, else a middle, a small and a large one.
+
+    B in 1..4096 without `tune_at` gives B=64, B=1 and B=4096.
+    """
+    if spec.tune_at:
+        return tuple(dict.fromkeys(tuple(sorted(s.items())) for s in spec.tune_at))
+    rows: list[list[tuple[str, int]]] = [[], [], []]
+    for s in program.symbols:
+        low = max(s.low, 1)
+        high = max(low, min(s.high, DEFAULT_LARGEST))
+        for row, size in zip(rows, (round((low * high) ** 0.5), low, high), strict=True):
+            row.append((s.name, size))
+    return tuple(dict.fromkeys(tuple(sorted(row)) for row in rows))
+
+
+# -- settling on what passes ---------------------------------------------------------------------
+
+
+def _settle(run: Run, worker: Worker, compiler: Compiler) -> None:
+    left = list(run.outcome.candidates)
+    while picked := choices(left, run.sizes):
+        refused = _try(run, picked, worker, compiler)
+        if refused is None:
+            return
+        left = [c for c in left if c is not refused]
+
+
+def _try(
+    run: Run, picked: Sequence[tuple[Sizes, Candidate]], worker: Worker, compiler: Compiler
+) -> Candidate | None:
+    """Accept a kernel made of these candidates, or say which of them is refused."""
+    for _, candidate in picked:
+        if not _checked(run, candidate):
+            return candidate
+    drafts = _fitted(run, picked, compiler)
+    if isinstance(drafts, Candidate):
+        return drafts
+    source = _emitted(run, drafts)
+    if isinstance(source, Candidate):
+        return source
+    with run.phase("gate"):
+        result = _gated(run, drafts, source, worker)
+    if not result.passed:
+        guilty = _at_fault(drafts, result.witness.get("sizes", {}))
+        if not run.settings.allow_unsafe or "raised" in result.witness:
+            _refuse(run, guilty, "gate", str(result), result.witness)
+            return guilty
+    run.picks, run.source, run.gate = tuple(drafts), source, result
+    return None
+
+
+def _refuse(
+    run: Run, candidate: Candidate, stage: str, reason: str, witness: Mapping[str, Any]
+) -> None:
+    run.refusals.append(Refusal(run.rank(candidate), stage, reason, dict(witness)))
+
+
+def _checked(run: Run, candidate: Candidate) -> bool:
+    graph = candidate.graph
+    if graph not in run.verdicts:
+        with run.phase("check"):
+            run.verdicts[graph] = check_graph(run.program, graph, run.settings.seed)
+        verdict = run.verdicts[graph]
+        if not verdict.passed:
+            _refuse(run, candidate, "check", str(verdict), verdict.witness)
+    return run.verdicts[graph].passed
+
+
+def _fitted(
+    run: Run, picked: Sequence[tuple[Sizes, Candidate]], compiler: Compiler
+) -> list[Draft] | Candidate:
+    """Drafts whose every launch compiles for the target without spilling, or who has none such.
+
+    What does not compile well gets the model's next best configuration, a few times.
+    """
+    drafts = [Draft(sizes, c, list(c.at[sizes][0])) for sizes, c in picked]
+    while open_ones := [d for d in drafts if not d.compiled]:
+        source = _emitted(run, drafts)
+        if not isinstance(source, str):
+            return source
+        for draft in open_ones:
+            with run.phase("compile"):
+                compiled = compiler(source, dict(draft.sizes), run.profile.arch)
+            problems = {n: p for n, c in enumerate(compiled) if (p := _problem(c, run.profile))}
+            if not problems:
+                draft.compiled = tuple(compiled)
+            elif not _replaced(run, draft, problems):
+                reason = "; ".join(draft.skipped)
+                _refuse(run, draft.candidate, "compile", reason, {"sizes": dict(draft.sizes)})
+                return draft.candidate
+    return drafts
+
+
+def _problem(compiled: CompileStats, profile: Profile) -> str:
+    """Why a compiled launch is not good enough; empty where it is."""
+    if not compiled.ok:
+        return compiled.error
+    if compiled.spilled_bytes:
+        return f"spills {compiled.spilled_bytes} bytes a thread"
+    if compiled.shared_bytes > profile.shared_bytes_per_program:
+        return f"needs {compiled.shared_bytes} bytes of shared memory"
+    return ""
+
+
+def _replaced(run: Run, draft: Draft, problems: Mapping[int, str]) -> bool:
+    """Give the kernels with problems their next configurations; False where one has none left."""
+    for n, problem in problems.items():
+        kernel, config = draft.candidate.graph.kernels[n], draft.configs[n]
+        draft.skipped.append(f"{kernel.name} {describe_config(config)}: {problem}")
+        tried = draft.tried.setdefault(n, [])
+        tried.append(config)
+        model = KernelModel(kernel, dict(draft.sizes), run.profile)
+        left = [c for c, _ in ranked(model) if c not in tried]
+        if not left or len(tried) == CONFIG_TRIES:
+            return False
+        draft.configs[n] = left[0]
+    return True
+
+
+def _emitted(run: Run, drafts: Sequence[Draft]) -> str | Candidate:
+    """The kernel.py of some drafts; where it cannot be written, the candidate to blame."""
+    with run.phase("emit"):
+        try:
+            return emit(run.traced, ordered_choices(drafts), notes(run, drafts))
+        except IllFormed:
+            for draft in drafts:
+                try:
+                    emit(run.traced, [draft.choice], notes(run, [draft]))
+                except IllFormed as error:
+                    _refuse(run, draft.candidate, "emit", str(error), {})
+                    return draft.candidate
+            raise
+
+
+def describe_config(config: Config) -> str:
+    """`b=16 n=64, 4 warps, 3 stages`."""
+    tiles = " ".join(f"{name}={size}" for name, size in config.tiles)
+    return f"{tiles}, {config.warps} warps, {config.stages} stages".lstrip(", ")
+
+
+def _gated(run: Run, picks: Sequence[Draft], source: str, worker: Worker) -> GateResult:
+    with tempfile.TemporaryDirectory(prefix="superopt-") as folder:
+        path = Path(folder) / "kernel.py"
+        path.write_text(source)
+        limits = [dict(c.limits) for c in ordered_choices(picks)]
+        sizes = gate_sizes(run.program, limits)
+        return gate(run.traced, path, worker=worker, sizes=sizes, seed=run.settings.seed)
+
+
+def _at_fault(picks: Sequence[Draft], sizes: Mapping[str, int]) -> Candidate:
+    """The candidate that a kernel.py runs at these sizes."""
+    ordered = _ordered(picks)
+    for pick in ordered:
+        if all(sizes.get(name, 0) <= limit for name, limit in pick.choice.limits):
+            return pick.candidate
+    return ordered[-1].candidate
+
+
+def _ordered(picks: Sequence[Draft]) -> list[Draft]:
+    def volume(pick: Draft) -> tuple[float, Sizes]:
+        total = 1.0
+        for _, size in pick.sizes:
+            total *= size
+        return total, pick.sizes
+
+    return sorted(picks, key=volume)
+
+
+def ordered_choices(picks: Sequence[Draft]) -> list[Choice]:
+    """A kernel.py's table: the smallest sizes first."""
+    return [p.choice for p in _ordered(picks)]
+
+
+# -- what a kernel.py says of itself -------------------------------------------------------------
+
+
+def notes(run: Run, picks: Sequence[Draft]) -> Notes:
+    """The docstring's facts. The verdict is that of the lowest rung among the picks."""
+    lowest = min((run.verdicts[p.candidate.graph] for p in picks), key=lambda v: v.rung)
+    return Notes(
+        target=run.settings.target,
+        verdict=f"{lowest}, on {lowest.scope}" if lowest.scope else str(lowest),
+        predicted=tuple(_predicted(run, p) for p in picks),
+        sentences=_sentences(run, picks[0].candidate.graph),
+        spec=Path(run.spec.file).name if run.spec.file else "",
+        precision=run.settings.precision,
+        globals=_globals(run.spec.fn),
+    )
+
+
+def at_sizes(sizes: Sizes) -> str:
+    return " at " + ", ".join(f"{k}={v}" for k, v in sizes) if sizes else ""
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _predicted(run: Run, pick: Draft) -> str:
+    found = pick.prediction(run.profile)
+    unfused, roofline = (run.baselines[pick.sizes][k] for k in ("unfused", "roofline"))
+    return (
+        f"Predicted{at_sizes(pick.sizes)}: {found.time_us:.1f} us, bound by"
+        f" {found.bound} (roofline {roofline.time_us:.1f} us); unfused"
+        f" {unfused.time_us:.1f} us in {count(unfused.launches, 'kernel')}."
+    )
+
+
+def _sentences(run: Run, graph: KernelGraph) -> tuple[str, ...]:
+    operators = [o.name for o in run.program.source_ops if o.kind != "view"]
+    named = ", ".join(dict.fromkeys(operators))
+    said = (
+        f"{count(len(operators), 'operator')} ({named}) in {count(len(graph.kernels), 'kernel')}."
+    )
+    between = ", ".join(t.name for t in graph.temporaries)
+    return (said, f"Through global memory: {between}.") if between else (said,)
+
+
+def _globals(fn: Any) -> dict[str, object]:
+    """What the function's names stand for: its module's globals, and what it closes over."""
+    if not inspect.isfunction(fn):
+        return {}
+    return {**fn.__globals__, **inspect.getclosurevars(fn).nonlocals}

@@ -1,0 +1,347 @@
+"""What a run leaves behind: report.json, proof.json, and the table printed at its end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from superopt.cost_model.model import Prediction
+from superopt.errors import UsageError
+from superopt.mugraph.dtypes import DTYPES
+from superopt.mugraph.ops import PRIME
+from superopt.mugraph.program import Config, KernelGraph
+from superopt.mugraph.serialize import to_json
+from superopt.mugraph.text import inline, parse_graph, show_schedule
+from superopt.pipeline import Draft, Run, at_sizes, count, describe_config
+from superopt.search.driver import Candidate
+from superopt.search.space import Sizes
+from superopt.verify import SpecShape, Verdict
+
+Json = dict[str, Any]
+KERNEL, REPORT, PROOF = "kernel.py", "report.json", "proof.json"
+ROWS = (("unfused", "as written"), ("greedy", "greedy fusion"), ("roofline", "roofline bound"))
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# -- report.json ---------------------------------------------------------------------------------
+
+
+def build_report(run: Run) -> Json:
+    """The report as plain data; times are microseconds, predicted, but for `seconds`."""
+    main = run.sizes[0]
+    rows = [_size_row(run, sizes) for sizes in run.sizes]
+    return {
+        "spec": describe_spec(run),
+        "target": {"name": run.profile.name, "arch": run.profile.arch, "facts": run.profile.kind},
+        "settings": asdict(run.settings),
+        "versions": versions(),
+        "kernel": KERNEL if run.source else None,
+        "times": "predicted; nothing was measured",
+        "search": _search(run),
+        "seconds": {name: round(s, 3) for name, s in run.seconds.items()},
+        "best": rows[0]["best"],
+        "baselines": {name: figures(p) for name, p in run.baselines[main].items()},
+        "gate": None if run.gate is None else run.gate.to_json(),
+        "sizes": rows,
+        "candidates": [_candidate(run, n, c) for n, c in enumerate(run.outcome.candidates)],
+        "rejected": [asdict(r) for r in run.refusals],
+        "fusions_not_taken": _fusions_not_taken(run),
+    }
+
+
+def describe_spec(run: Run) -> Json:
+    spec = run.spec
+    return SpecShape.of(spec).to_json() | {
+        "line": spec.line,
+        "source_sha256": sha256(run.traced.source),
+        "captured": list(run.traced.captured),
+        "outputs": [
+            {"shape": [inline(e) for e in t.shape], "dtype": DTYPES[t.dtype].torch}
+            for t in run.program.outputs
+        ],
+    }
+
+
+def _search(run: Run) -> Json:
+    o = run.outcome
+    reasons: dict[str, int] = {}
+    for r in run.refusals:
+        reasons[r.stage] = reasons.get(r.stage, 0) + 1
+    return {
+        "seconds": round(o.seconds, 3),
+        "stop_reason": run.stop_reason,
+        "enumerated": o.enumerated,
+        "counts": {
+            "built": o.counts.built,
+            "duplicate": o.counts.duplicate,
+            "dominated": o.counts.dominated,
+            "pruned": o.counts.pruned,
+            "assigned": o.assigned,
+            "configured": o.configured,
+            "cuts": o.tasks,
+            "cuts_pruned": o.tasks_pruned,
+            "kept": len(o.candidates),
+            "verified": sum(v.passed for v in run.verdicts.values()),
+            "rejected": reasons,
+        },
+        "saturation": asdict(o.saturation),
+        "notes": list(o.notes),
+    }
+
+
+def figures(p: Prediction) -> Json:
+    """`bytes` are what loads and stores request; `distinct_bytes` count an address once a launch."""
+    return {
+        "launches": p.launches,
+        "bytes": round(p.bytes),
+        "distinct_bytes": round(p.distinct_bytes),
+        "flops": round(p.flops),
+        "time_us": round(p.time_us, 3),
+        "bound": p.bound,
+        "measured_us": None,
+    }
+
+
+def config_rows(graph: KernelGraph, configs: tuple[Config, ...]) -> list[Json]:
+    return [
+        {"kernel": k.name, "tiles": c.by_name, "warps": c.warps, "stages": c.stages}
+        for k, c in zip(graph.kernels, configs, strict=True)
+    ]
+
+
+def _size_row(run: Run, sizes: Sizes) -> Json:
+    pick = next((p for p in run.picks if p.sizes == sizes), None)
+    known = run.baselines[sizes]
+    row: Json = {
+        "sizes": dict(sizes),
+        "best": None,
+        "baselines": {name: figures(p) for name, p in known.items()},
+    }
+    if pick is not None:
+        row["candidate"] = run.rank(pick.candidate)
+        row["best"] = _best(run, pick)
+        row["time_over_roofline"] = round(
+            pick.prediction(run.profile).time_us / known["roofline"].time_us, 3
+        )
+        row["compiled"] = [asdict(c) for c in pick.compiled]
+        row["configs_skipped"] = list(pick.skipped)
+    return row
+
+
+def _best(run: Run, pick: Draft) -> Json:
+    verdict = run.verdicts[pick.candidate.graph]
+    return figures(pick.prediction(run.profile)) | {
+        "verdict": str(verdict),
+        "config": config_rows(pick.candidate.graph, tuple(pick.configs)),
+    }
+
+
+def _candidate(run: Run, rank: int, candidate: Candidate) -> Json:
+    verdict = run.verdicts.get(candidate.graph)
+    return {
+        "rank": rank,
+        "verdict": "not checked" if verdict is None else str(verdict),
+        "at": [
+            figures(p) | {"sizes": dict(s), "config": config_rows(candidate.graph, configs)}
+            for s, (configs, p) in candidate.at.items()
+        ],
+        "graph": candidate.text,
+    }
+
+
+def _fusions_not_taken(run: Run) -> list[Json]:
+    """For each value that the winner keeps in global memory: what the best µGraph of fewer takes."""
+    if not run.picks:
+        return []
+    pick = run.picks[0]
+    rows = []
+    for tensor in pick.candidate.graph.temporaries:
+        elements = [inline(e) for e in tensor.shape]
+        others = [
+            c for c in run.outcome.candidates
+            if pick.sizes in c.at and len(c.graph.temporaries) < len(pick.candidate.graph.temporaries)
+        ]  # fmt: skip
+        best = min(others, key=lambda c: c.at[pick.sizes][1].time_us, default=None)
+        row: Json = {"cut": tensor.name, "shape": elements, "sizes": dict(pick.sizes)}
+        row["time_us"] = round(pick.prediction(run.profile).time_us, 3)
+        if best is None:
+            row["why"] = (
+                "no µGraph of fewer kernels is among those kept: each is slower, or does not fit"
+            )
+            row["fused_time_us"] = None
+        else:
+            fused = best.at[pick.sizes][1]
+            row["fused_time_us"] = round(fused.time_us, 3)
+            row["why"] = (
+                f"fused it is predicted to take {fused.time_us:.1f} us, bound by {fused.bound}"
+            )
+        rows.append(row)
+    return rows
+
+
+def versions() -> dict[str, str]:
+    names = ("superopt", "torch", "triton", "numpy")
+    return {"python": platform.python_version()} | {n: _version(n) for n in names}
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "not installed"
+
+
+# -- proof.json ----------------------------------------------------------------------------------
+
+
+def build_proof(run: Run) -> Json:
+    """What was checked of the kernel beside it, with what a second check needs to repeat it."""
+    verdicts = {}
+    for pick in run.picks:
+        verdict: Verdict = run.verdicts[pick.candidate.graph]
+        verdicts[at_sizes(pick.sizes).strip() or "its sizes"] = verdict.to_json()
+    return {
+        "spec": {
+            k: v for k, v in describe_spec(run).items() if k in ("name", "file", "source_sha256")
+        },
+        "kernel_sha256": sha256(run.source),
+        "seed": run.settings.seed,
+        "field": {"prime": PRIME, "used": any(v["kind"] == "probable" for v in verdicts.values())},
+        "verdicts": verdicts,
+        "gate": None if run.gate is None else run.gate.to_json(),
+        "graphs": [to_json(g) for g in dict.fromkeys(p.candidate.graph for p in run.picks)],
+        "assumes": [
+            "a verdict speaks of the µGraph over the reals, at the sizes and elements it names",
+            "the gate speaks of the emitted text in Triton's interpreter, on the inputs it ran",
+            "neither speaks of sizes that were not run, nor of the code that the compiler makes",
+        ],
+        "versions": versions(),
+    }
+
+
+# -- the folder ----------------------------------------------------------------------------------
+
+
+def write_folder(run: Run, out: Path) -> Path:
+    """Write OUT/NAME/ and return it. Raises UsageError where that cannot be written."""
+    folder = out / run.spec.name
+    files = {
+        REPORT: json.dumps(build_report(run), indent=1, ensure_ascii=False, default=str) + "\n"
+    }
+    if run.source:
+        files[KERNEL] = run.source
+        files[PROOF] = json.dumps(build_proof(run), ensure_ascii=False, default=str) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in (KERNEL, PROOF):  # of an earlier run: not this one's
+            (folder / stale).unlink(missing_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {folder}: {error.strerror}; name another with --out"
+        ) from error
+    return folder
+
+
+def check_writable(out: Path, name: str) -> None:
+    """Raise UsageError before a long search, not after it, where OUT/NAME cannot be written."""
+    folder = out / name
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {folder}: {error.strerror}; name another with --out"
+        ) from error
+
+
+def read_report(folder: Path) -> Json:
+    """Raises UsageError where the folder holds no report."""
+    path = folder / REPORT
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; name a folder that `superopt search` wrote")
+    try:
+        report: Json = json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path}: not a report: {error}") from error
+    return report
+
+
+# -- for people ----------------------------------------------------------------------------------
+
+
+def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows of the table at a run's end for the main size: what, kernels, MB moved, microseconds."""
+    known, best = report["baselines"], report["best"]
+    rows = [_row(title, known[name]) for name, title in ROWS]
+    if best is not None:
+        rows.insert(2, _row("found", best))
+    return rows
+
+
+def _row(title: str, figures: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    megabytes = f"{figures['distinct_bytes'] / 1e6:.2f}"
+    return title, str(figures["launches"]), megabytes, f"{figures['time_us']:.1f}"
+
+
+def show(report: Mapping[str, Any], index: int = 0) -> str:
+    """The µGraph of a size's winner, its configuration and each kernel's schedule."""
+    row = report["sizes"][index]
+    if row["best"] is None:
+        raise UsageError("the report has no winner: nothing passed the checks")
+    graph = parse_graph(report["candidates"][row["candidate"]]["graph"])
+    lines = [report["candidates"][row["candidate"]]["graph"], ""]
+    for kernel, config in zip(graph.kernels, row["best"]["config"], strict=True):
+        tiles = Config(tuple(config["tiles"].items()), config["warps"], config["stages"])
+        lines.append(
+            f"{kernel.name}{at_sizes(tuple(row['sizes'].items()))}: {describe_config(tiles)}"
+        )
+        for branch in kernel.branches:
+            lines += ["  " + line for line in show_schedule(branch).splitlines()]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
+    """What follows the table: verdict, gate, search, and where the kernel is."""
+    search, best, gate = report["search"], report["best"], report["gate"]
+    lines = []
+    if best is not None:
+        ratio = report["sizes"][0]["time_over_roofline"]
+        lines += [
+            f"verdict: {best['verdict']}",
+            f"gate:    {gate['text']}",
+            f"found:   {ratio:.2f} × the roofline's time, bound by {best['bound']}",
+        ]
+    else:
+        lines.append("verdict: nothing passed the checks")
+        lines += [
+            f"  candidate {r['rank']}, {r['stage']}: {r['reason']}" for r in report["rejected"]
+        ]
+    others = ", ".join(f"{k} {v:.1f} s" for k, v in report["seconds"].items())
+    lines.append(
+        f"search:  {search['enumerated']} enumerated in {search['seconds']:.2f} s"
+        f" ({search['stop_reason']}); {others}"
+    )
+    if best is not None and report["rejected"]:
+        lines.append(
+            f"         {count(len(report['rejected']), 'better candidate')} refused; see the report"
+        )
+    lines.append(
+        f"kernel:  {folder / KERNEL}" if best is not None else f"report:  {folder / REPORT}"
+    )
+    return lines

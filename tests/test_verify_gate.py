@@ -1,0 +1,194 @@
+"""The numeric gate: sound kernels pass, each way of breaking one is refused, and says where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import verify_kernels as kernels
+
+from superopt.mugraph.program import Program
+from superopt.verify import GateResult, SpecShape, Worker, gate, gate_sizes, verify_folder
+from superopt.verify.judge import judge, stored, ulp
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker() as shared:
+        yield shared
+
+
+def run(
+    worker: Worker, folder: Path, program: Program, source: str, full: bool = False
+) -> GateResult:
+    path = folder / "kernel.py"
+    path.write_text(source)
+    sizes = [{"B": 1}, {"B": 7}, {"B": 17}]
+    return gate(program, path, worker=worker, sizes=sizes, full=full, seconds=20.0)
+
+
+SOUND = {
+    "norm_linear": (kernels.norm_linear, kernels.NORM_LINEAR),
+    "softmax_rows": (kernels.softmax_rows, kernels.SOFTMAX),
+    "centred_rows": (kernels.centred_rows, kernels.CENTRED),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("full", [False, True])
+def test_sound_kernels_pass(worker: Worker, tmp_path: Path, name: str, full: bool) -> None:
+    program, source = SOUND[name]
+    result = run(worker, tmp_path, program(), source, full)
+    assert result.passed, str(result)
+    assert result.worst <= 1
+    assert not result.left_out
+
+
+# kernel, what is broken, by what; the inputs or the sentence that show it
+MUTANTS = [
+    ("norm_linear", "(rows[:, None] < B) & (k[None, :] < K)", "k[None, :] < K", "outside of every"),
+    ("norm_linear", "mask=(rows[:, None] < B) & (cols[None, :] < N))", "mask=rows[:, None] < B)", ""),  # noqa: E501
+    ("norm_linear", "squares / K", "squares / (K + 1)", "ordinary"),
+    ("norm_linear", " + 1e-6)\n    out", ")\n    out", "data scale 1e-5"),
+    ("norm_linear", "acc = tl.dot(x, w, acc)", "acc = (acc + tl.dot(x, w)).to(tl.float16).to(tl.float32)", ""),  # noqa: E501
+    ("norm_linear", "acc = tl.dot(x, w, acc)", "acc += tl.dot(x, w, out_dtype=tl.float16)", ""),
+    ("norm_linear", "triton.cdiv(N, 32))]", "N // 32)]", "no program writes"),
+    ("softmax_rows", "x - tl.max(x, axis=0)", "x", "data scale"),
+    ("softmax_rows", 'other=float("-inf")', "other=0.0", "ordinary"),
+    ("softmax_rows", "_kernel[(x.shape[0],)]", "_kernel[(x.shape[0] + 1,)]", "outside of every"),
+    ("centred_rows", "tl.sum(centred * centred, axis=0) / N", "tl.sum(x * x, axis=0) / N - mean * mean", "mean"),  # noqa: E501
+    ("centred_rows", "tl.where(cols < N, x - mean, 0.0)", "x - mean", "ordinary"),
+    ("centred_rows", "row = tl.program_id(0)", "row = tl.program_id(0) // 2", "twice"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, old, new, seen", MUTANTS)
+def test_a_broken_kernel_is_refused(
+    worker: Worker, tmp_path: Path, name: str, old: str, new: str, seen: str
+) -> None:
+    program, source = SOUND[name]
+    assert source.count(old) == 1
+    result = run(worker, tmp_path, program(), source.replace(old, new))
+    assert not result.passed
+    assert result.worst > 1
+    assert seen in str(result)
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_a_witness_has_row_sizes_index_and_values(worker: Worker, tmp_path: Path) -> None:
+    source = kernels.SOFTMAX.replace("out = e /", "out = 1.01 * e /")
+    witness = run(worker, tmp_path, kernels.softmax_rows(), source).witness
+    assert witness["inputs"] == "ordinary"
+    assert witness["sizes"] == {"B": 1}
+    assert len(witness["index"]) == 2
+    assert witness["got"] == pytest.approx(1.01 * witness["want"], rel=1e-3)
+    assert witness["eager"] == pytest.approx(witness["want"], rel=1e-3)
+
+
+def test_a_kernel_that_crashes_or_hangs_fails_alone(worker: Worker, tmp_path: Path) -> None:
+    assert run(worker, tmp_path, kernels.softmax_rows(), kernels.SOFTMAX).passed
+    hang = kernels.SOFTMAX.replace("x = x.contiguous()", "import time; time.sleep(1000)")
+    path = tmp_path / "kernel.py"
+    path.write_text(hang)
+    with pytest.raises(TimeoutError, match="did not finish"):
+        worker.call(_job(kernels.softmax_rows(), path), timeout=2)
+    crash = kernels.SOFTMAX.replace("x = x.contiguous()", "import os; os._exit(3)")
+    assert "code 3" in str(run(worker, tmp_path, kernels.softmax_rows(), crash))
+    assert run(worker, tmp_path, kernels.softmax_rows(), kernels.SOFTMAX).passed
+
+
+def _job(program: Program, path: Path) -> dict[str, object]:
+    from superopt.mugraph.serialize import to_json
+
+    shared = {"kernel": str(path), "name": program.name, "program": to_json(program)}
+    rest = {"sizes": [{"B": 1}], "arguments": ["x"], "seed": 0, "seconds": 1.0, "full": False}
+    return {**shared, **rest}
+
+
+def test_large_fixed_extents_are_sampled_and_eager_emulated(worker: Worker, tmp_path: Path) -> None:
+    path = tmp_path / "kernel.py"
+    path.write_text(kernels.NORM_LINEAR)
+    program = kernels.norm_linear(512, 1000)
+    result = gate(program, path, worker=worker, sizes=[{"B": 65}], seconds=2.0)
+    assert result.passed, str(result)
+    assert result.eager == ("emulated",)
+
+
+def test_sizes_reach_each_choice() -> None:
+    sizes = gate_sizes(kernels.softmax_rows(), [{"B": 16}, {"B": 512}, {"B": 4096}])
+    assert {"B": 1} in sizes
+    assert {"B": 17} in sizes
+    assert {"B": 513} in sizes
+
+
+# -- the criterion ------------------------------------------------------------------------------
+
+
+def test_an_error_of_one_ulp_passes_and_of_two_does_not() -> None:
+    want = np.full((1, 64), 3.0)
+    assert judge(want + ulp(want, "f16"), want, want, "f16").ratio == 1
+    assert judge(want + 2 * ulp(want, "f16"), want, want, "f16").ratio == 2
+
+
+def test_twice_eagers_error_passes_and_more_does_not() -> None:
+    want, error = np.full((1, 64), 3.0), np.full((1, 64), 0.25)
+    assert judge(want + 2 * error, want, want + error, "f16").ratio == 1
+    assert judge(want + 2.5 * error, want, want + error, "f16").ratio == 1.25
+
+
+def test_the_rows_largest_reference_sets_the_ulp() -> None:
+    want = np.array([[1.0, *[0.0] * 62, 1024.0], [1.0] * 64])
+    error = np.zeros((2, 64))
+    error[:, 0] = 0.5
+    judged = judge(want + error, want, want, "f16")
+    assert judged.at == (1, 0)  # the row of the large value may be off by half of it
+    assert judge((want + error)[:1], want[:1], want[:1], "f16").ratio == 0.5
+
+
+def test_a_nan_must_agree_unless_eager_has_lost_it() -> None:
+    want, got = np.ones((1, 64)), np.ones((1, 64))
+    got[0, 5] = np.nan
+    assert judge(got, want, want, "f16").ratio == np.inf
+    assert judge(got, want, got, "f16").ratio == 0
+    assert judge(want, got, got, "f16").ratio == np.inf
+
+
+def test_overflow_of_the_output_type_is_an_infinity() -> None:
+    want, got = np.full((1, 64), 1e6), np.full((1, 64), np.inf)
+    assert np.isinf(stored(want, "f16")).all()
+    assert judge(got, want, got, "f16").ratio == 0
+    assert judge(np.full((1, 64), 60000.0), want, got, "f16").ratio == np.inf
+    edge = np.full((1, 64), 65519.0)  # rounds to 65504; half an ulp off and it is infinite
+    assert judge(got, edge, np.full((1, 64), 65504.0), "f16").ratio == 0
+
+
+def test_exact_types_must_be_equal() -> None:
+    want = np.arange(64.0).reshape(1, 64)
+    assert judge(want, want, want, "i64").ratio == 0
+    assert judge(want + 1, want, want, "i64").ratio == np.inf
+
+
+# -- folders ------------------------------------------------------------------------------------
+
+
+def folder(path: Path, source: str) -> Path:
+    (path / "kernel.py").write_text(source)
+    tensors = {"x": {"shape": ["B", 40], "dtype": "float16", "range": None}}
+    shape = SpecShape("no/such/file.py", "softmax_rows", tensors, {"B": [1, 4096]})
+    (path / "report.json").write_text(json.dumps({"spec": shape.to_json()}))
+    return path
+
+
+def test_a_folder_is_checked_anew(tmp_path: Path) -> None:
+    results = verify_folder(folder(tmp_path, kernels.SOFTMAX))
+    assert [r.check for r in results] == ["spec", "gate", "every element written"]
+    assert all(r.passed for r in results), results
+
+
+def test_a_tampered_folder_fails_with_a_counterexample(tmp_path: Path) -> None:
+    source = kernels.SOFTMAX.replace("out = e /", "out = 0.5 * e /")
+    failed = [r for r in verify_folder(folder(tmp_path, source)) if not r.passed]
+    assert {"got", "want", "index"} <= set(failed[0].witness)
