@@ -55,6 +55,7 @@ class Settings:
     jobs: int = 1
     top: int = 8
     seed: int = 0
+    exhaustive: bool = False
     precision: str = "ieee"
     allow_unsafe: bool = False
 
@@ -156,7 +157,7 @@ def find_kernel(spec: Spec, settings: Settings, progress: Progress | None = None
         traced_in = time.monotonic() - start
         sizes = tuned_sizes(traced.program, spec)
         options = Options(
-            profile, sizes, settings.time_limit, settings.jobs, settings.top, settings.seed
+            profile, sizes, settings.time_limit, settings.jobs, settings.top, settings.exhaustive
         )
         outcome = search_program(traced.program, options, progress)
         known = {s: baselines(traced.program, dict(s), profile) for s in sizes}

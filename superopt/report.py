@@ -94,12 +94,12 @@ def _search(run: Run) -> Json:
             "rejected": reasons,
         },
         "saturation": asdict(o.saturation),
-        "notes": list(o.notes),
+        "bound": o.bound,  # operators, of an exhaustive search
     }
 
 
 def figures(p: Prediction) -> Json:
-    """`bytes` are what loads and stores request; `distinct_bytes` count an address once a launch."""
+    """`bytes` are what loads and stores request; `distinct_bytes` has an address once a launch."""
     return {
         "launches": p.launches,
         "bytes": round(p.bytes),
@@ -159,33 +159,29 @@ def _candidate(run: Run, rank: int, candidate: Candidate) -> Json:
 
 
 def _fusions_not_taken(run: Run) -> list[Json]:
-    """For each value that the winner keeps in global memory: what the best µGraph of fewer takes."""
+    """For each value that the winner keeps in global memory, the best µGraph with fewer."""
     if not run.picks:
         return []
     pick = run.picks[0]
-    rows = []
-    for tensor in pick.candidate.graph.temporaries:
-        elements = [inline(e) for e in tensor.shape]
-        others = [
-            c for c in run.outcome.candidates
-            if pick.sizes in c.at and len(c.graph.temporaries) < len(pick.candidate.graph.temporaries)
-        ]  # fmt: skip
-        best = min(others, key=lambda c: c.at[pick.sizes][1].time_us, default=None)
-        row: Json = {"cut": tensor.name, "shape": elements, "sizes": dict(pick.sizes)}
-        row["time_us"] = round(pick.prediction(run.profile).time_us, 3)
-        if best is None:
-            row["why"] = (
-                "no µGraph of fewer kernels is among those kept: each is slower, or does not fit"
-            )
-            row["fused_time_us"] = None
-        else:
-            fused = best.at[pick.sizes][1]
-            row["fused_time_us"] = round(fused.time_us, 3)
-            row["why"] = (
-                f"fused it is predicted to take {fused.time_us:.1f} us, bound by {fused.bound}"
-            )
-        rows.append(row)
-    return rows
+    kept = pick.candidate.graph.temporaries
+    able = [c for c in run.outcome.candidates if pick.sizes in c.at]
+    fewer = [c.at[pick.sizes][1] for c in able if len(c.graph.temporaries) < len(kept)]
+    fused = min(fewer, key=lambda p: p.time_us, default=None)
+    if fused is None:
+        why = "no µGraph of fewer cuts is among those kept: each is slower, or does not fit"
+    else:
+        why = f"fused it is predicted to take {fused.time_us:.1f} us, bound by {fused.bound}"
+    return [
+        {
+            "cut": tensor.name,
+            "shape": [inline(e) for e in tensor.shape],
+            "sizes": dict(pick.sizes),
+            "time_us": round(pick.prediction(run.profile).time_us, 3),
+            "fused_time_us": None if fused is None else round(fused.time_us, 3),
+            "why": why,
+        }
+        for tensor in kept
+    ]
 
 
 def versions() -> dict[str, str]:

@@ -115,7 +115,7 @@ def build(
 
     code: Any = getattr(inspect.unwrap(fn), "__code__", None)
     made = Spec(
-        name or getattr(fn, "__name__", type(fn).__name__),
+        str(name or getattr(fn, "__name__", type(fn).__name__)),
         fn,
         tensors,
         tuple(dict(sizes) for sizes in tune_at),

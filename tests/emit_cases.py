@@ -1,4 +1,4 @@
-"""Hand-made µGraphs for the emitter's tests: programs traced or written out, with roles chosen here."""
+"""Hand-made µGraphs for the emitter's tests: programs with roles chosen here."""
 
 from __future__ import annotations
 

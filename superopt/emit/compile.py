@@ -1,7 +1,7 @@
-"""Really compiling a kernel.py for a GPU that need not be there: registers, spills, instructions.
+"""Really compiling a kernel.py for a GPU that need not be there: registers, spills, dots.
 
-A call is played through the file's own host code with shapes in place of tensors, and each launch is
-compiled with the very specialization that Triton would choose for contiguous arguments: pointers
+A call is played through the file's own host code with shapes in place of tensors, and each launch
+is compiled with the very specialization that Triton would choose for contiguous arguments: pointers
 and multiples of 16 marked as such, extents and strides of 1 folded.
 """
 
@@ -87,10 +87,7 @@ def load(path: Path) -> ModuleType:
         raise SuperoptError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
+    spec.loader.exec_module(module)
     return module
 
 
@@ -137,7 +134,7 @@ def _compiled(launch: Launch, target: str) -> CompileStats:
         done = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     except Exception as error:  # Triton's own errors have no base class: all are a refusal
         return CompileStats(name, target, error=f"{type(error).__name__}: {error}".strip())
-    registers, spilled = _resources(done.asm)
+    registers, spilled = _resources(done.asm, target)
     return CompileStats(name, target, registers, spilled, done.metadata.shared, _dots(done.asm))
 
 
@@ -149,7 +146,7 @@ def _specialized(
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for position, (name, value) in enumerate(values.items()):
-        if name in constexprs or value == 1 if isinstance(value, int) else False:
+        if name in constexprs or (isinstance(value, int) and value == 1):
             signature[name], constants[(position,)] = "constexpr", value
             continue
         signature[name] = _type_of(value)
@@ -166,25 +163,40 @@ def _type_of(value: Any) -> str:
     return "*" + str(type_canonicalisation_dict[str(value.dtype).split(".")[-1]])
 
 
-def _resources(asm: Mapping[str, Any]) -> tuple[int, int]:
-    """Registers and bytes of local memory of a thread."""
+def _resources(asm: Mapping[str, Any], target: str) -> tuple[int, int]:
+    """Registers of a thread, and the bytes of them that it spills."""
     if "amdgcn" in asm:
         count = re.search(r"\.vgpr_count:\s*(\d+)", asm["amdgcn"])
         spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", asm["amdgcn"])
         return int(count.group(1)) if count else 0, 4 * int(spills.group(1)) if spills else 0
     import triton
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-        shown = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        )
-    found = re.search(r"REG:(\d+) STACK:(\d+)", shown.stdout + shown.stderr)
-    if found is None:
-        raise SuperoptError(f"cuobjdump printed no resource usage: {shown.stdout}")
-    return int(found.group(1)), int(found.group(2))
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder) / "kernel.cubin", Path(folder) / "kernel.ptx"
+        cubin.write_bytes(asm["cubin"])
+        shown = _run(tools / "cuobjdump", "-res-usage", str(cubin))
+        registers, stack = (int(n) for n in _found(r"REG:(\d+) STACK:(\d+)", shown))
+        if not stack:
+            return registers, 0
+        # a stack is not yet a spill (sin has a table on it): ptxas tells them apart
+        ptx.write_text(asm["ptx"])
+        arch = _found(r"\.target (sm_\w+)", asm["ptx"])[0]
+        ptxas = tools / ("ptxas-blackwell" if target == "sm_100" else "ptxas")
+        shown = _run(ptxas, "-v", f"--gpu-name={arch}", str(ptx), "-o", str(cubin))
+        return registers, int(_found(r"(\d+) bytes spill stores", shown)[0])
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _found(pattern: str, text: str) -> tuple[str, ...]:
+    match = re.search(pattern, text)
+    if match is None:
+        raise SuperoptError(f"the CUDA tools printed no {pattern!r}: {text[:200]}")
+    return match.groups()
 
 
 _INSTRUCTIONS = ("wgmma", "mma.sync", "tcgen05", "mfma")

@@ -37,17 +37,14 @@ def _refuse(*tensors: torch.Tensor) -> None:
     raise ValueError("an argument spans 2**31 elements or more: pass it contiguous")
 '''
 
-TRACED = '''
-def _traced(*tensors: torch.Tensor) -> bool:
-    """Whether torch looks on (compile, export, fake tensors, functorch) and needs an operator."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in tensors):
-        return True
-    if torch._C._len_torch_dispatch_stack():
-        modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-        return any(getattr(m, "_mode_key", None) is not None for m in modes)
-    return False
+MODES = '''
+PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+
+def _modes_record() -> bool:
+    """Whether one of torch's own modes is on (fake tensors, make_fx): users' modes only watch."""
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return any(getattr(m, "_mode_key", None) is not None for m in modes)
 '''
 
 SPAN = '''
@@ -81,14 +78,12 @@ def fits(names: Locals, narrow: set[Tensor]) -> str:
     Offsets into `narrow` tensors are 32 bits: a sliced argument must not reach beyond.
     """
     arguments = [names[t] for t in names.arguments]
-    known = [f"isinstance({n}, torch.Tensor)" for n in arguments]
-    known += [f"{names[t]}.dim() == {len(t.shape)}" for t in names.arguments]
     conditions = [f"{s.low} <= {names[s]} <= {s.high}" for s in names.symbols]
     kinds: dict[str, list[str]] = {}
     for t in names.arguments:
         kinds.setdefault(DTYPES[t.dtype].torch, []).append(f"{names[t]}.dtype")
     conditions += [f"{' == '.join(group)} == torch.{kind}" for kind, group in kinds.items()]
-    conditions += [f"{names[t]}.shape == {names.shape(t)}" for t in names.arguments if t.shape]
+    conditions += [f"{names[t]}.shape == {names.shape(t)}" for t in names.arguments]
     conditions.append(f'{arguments[0]}.device.type in ("cuda", "cpu")')
     if len(arguments) > 1:
         conditions.append(" == ".join(f"{n}.device" for n in arguments))
@@ -99,12 +94,28 @@ def fits(names: Locals, narrow: set[Tensor]) -> str:
         for t in names.arguments
         if t in narrow and t.shape
     ]
+    body = [*names.read_symbols(), f"return bool({' and '.join(conditions)})"]
     return "\n".join(
         [
             f"def _fits({names.signature()}) -> bool:",
-            f"    if not ({' and '.join(known)}):",
+            "    try:",
+            indented(body, 2),
+            "    except (AttributeError, IndexError):  # no tensor, or one of too few dimensions",
             "        return False",
-            indented(names.read_symbols()),
-            f"    return bool({' and '.join(conditions)})",
         ]
     )
+
+
+def traced(names: Locals) -> str:
+    """The function that says whether a call must go through the registered operator."""
+    plain = " and ".join(f"type({names[t]}) in PLAIN" for t in names.arguments)
+    lines = [
+        '"""Whether the call is recorded, not run: compile, export, functorch, subclasses."""',
+        "return (",
+        "    torch.compiler.is_compiling()",
+        f"    or not ({plain})",
+        "    or torch._C._functorch.peek_interpreter_stack() is not None",
+        "    or (torch._C._len_torch_dispatch_stack() > 0 and _modes_record())",
+        ")",
+    ]
+    return f"{MODES}\n\ndef _traced({names.signature()}) -> bool:\n{indented(lines)}"

@@ -1,7 +1,7 @@
 """Scalar functions that Triton lacks, or has only where its interpreter cannot run them.
 
 Each entry is the text of one jitted function, put into a kernel.py that uses it. They are accurate
-to a few units in the last place in fp32, infinities, NaN, signed zeros and small arguments included.
+to a few units in the last place in fp32; infinities, NaN and small arguments included.
 Polynomials are Taylor's unless a source is named.
 """
 

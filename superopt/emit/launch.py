@@ -116,27 +116,22 @@ class Launcher:
         source = self.choose() if len(self.variants) == 1 else "configs"
         lines = [f"{', '.join(configs)} = {source}"]
         for t in dict.fromkeys([*self.names.program.outputs, *variant.graph.temporaries]):
-            lines.append(f"{self.names[t]} = {self.empty(t)}")
+            lines.append(f"{self.names[t]} = {empty(self.names, t)}")
         for kernel, config in zip(variant.kernels, configs, strict=True):
             lines += self.launch(kernel, config)
         results = ", ".join(self.names[t] for t in self.names.program.outputs)
         return [*lines, f"return {results}"]
 
-    def empty(self, tensor: Tensor) -> str:
-        dtype = f"torch.{DTYPES[tensor.dtype].torch}"
-        first = self.names.arguments[0]
-        mark = "" if first.dtype == tensor.dtype else f", dtype={dtype}"
-        return f"{self.names[first]}.new_empty({self.names.shape(tensor)}{mark})"
-
     def launch(self, kernel: KernelText, config: str) -> list[str]:
-        programs = text(
-            join("+", [self.programs(b, kernel, config) for b in kernel.kernel.branches])
-        )
-        positional = [self.names[p.of] for p, _ in kernel.params if not isinstance(p.of, Axis) and
-                      p.kind in ("pointer", "symbol")]  # fmt: skip
-        constants = [
-            f"{n}={self.constant(p, kernel)}" for p, n in kernel.params if _fixed(p, kernel)
+        counts = [self.programs(b, kernel, config) for b in kernel.kernel.branches]
+        programs = text(join("+", counts))
+        positional = [
+            self.names[p.of]
+            for p, _ in kernel.params
+            if p.kind in ("pointer", "symbol") and not isinstance(p.of, Axis)
         ]
+        fixed = [(p, n) for p, n in kernel.params if _fixed(p, kernel)]
+        constants = [f"{n}={self.constant(p, kernel)}" for p, n in fixed]
         call = [f"wrap({kernel.name})[(programs,)]("]
         for group in (positional, self.strides(kernel), constants, [f"**{config}"]):
             call += [f"    {', '.join(line)}," for line in wrapped(group)]
@@ -192,6 +187,13 @@ class Launcher:
             for a in b.axes
             if b.role(a) in ("program", "grid")
         )
+
+
+def empty(names: Locals, tensor: Tensor) -> str:
+    """The expression that allocates an output or a temporary, where the first argument lives."""
+    first = names.arguments[0]
+    dtype = "" if first.dtype == tensor.dtype else f", dtype=torch.{DTYPES[tensor.dtype].torch}"
+    return f"{names[first]}.new_empty({names.shape(tensor)}{dtype})"
 
 
 def _config(kernel: KernelText, config: Config) -> str:

@@ -24,7 +24,7 @@ def indented(lines: Iterable[str], depth: int = 1) -> str:
 
 
 class Locals:
-    """The arguments in the order of the signature, and a local name for all that a host function holds.
+    """The arguments in order, and a local name for all that a host function holds.
 
     Raises IllFormed where a parameter of the function has no tensor.
     """
@@ -40,7 +40,8 @@ class Locals:
         self.symbols = self.program.symbols
         self.names: dict[Tensor | Symbol, str] = {t: identifier(t.name) for t in self.arguments}
         self.namer = Namer({*reserved, *self.names.values()})
-        for item in (*self.symbols, *self.program.outputs):
+        local: list[Tensor | Symbol] = [*self.symbols, *self.program.outputs]
+        for item in local:
             self.names.setdefault(item, self.namer.new(item.name))
 
     def __getitem__(self, item: Tensor | Symbol) -> str:

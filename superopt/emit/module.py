@@ -10,10 +10,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from superopt.emit.guards import REFUSE, SPAN, TRACED, fits, signature_table
+from superopt.emit.guards import REFUSE, SPAN, fits, signature_table
+from superopt.emit.guards import traced as traced_text
 from superopt.emit.helpers import HELPERS, with_needed
 from superopt.emit.kernels import KernelText, Options, write_kernel
-from superopt.emit.launch import Launcher, Variant
+from superopt.emit.launch import Launcher, Variant, empty
 from superopt.emit.locals import Locals, indented
 from superopt.emit.names import identifier
 from superopt.emit.reference import reference_text
@@ -23,14 +24,13 @@ from superopt.mugraph.text import inline
 
 LINE = 100
 
-IMPORTS = """
-from collections.abc import Callable
-from typing import Any
-
-import torch
-import triton
-import triton.language as tl
-"""
+IMPORTS = (
+    "from collections.abc import Callable",
+    "from typing import Any",
+    "import torch",
+    "import triton",
+    "import triton.language as tl",
+)
 
 SMALL = """
 def _blocks(extent: int, tile: int) -> int:
@@ -46,8 +46,8 @@ def _as_is(kernel: Any) -> Any:
 class Notes:
     """What a kernel.py's docstring says, and what its text needs from outside the program.
 
-    `predicted`: a line for each size. `sentences`: what was fused and why. `precision`: of fp32 dots.
-    `globals`: the module globals that the spec's own function uses.
+    `predicted`: a line for each size. `sentences`: what was fused and why. `precision`: of fp32
+    dots. `globals`: the module globals that the spec's own function uses.
     """
 
     target: str
@@ -67,34 +67,44 @@ def emit(traced: Traced, choices: Sequence[Choice], notes: Notes) -> str:
     name = identifier(traced.program.name)
     reserved = frozenset({name, "reference", *HELPERS})
     variants = _variants(choices, name, notes.precision, reserved)
-    names = Locals(
-        traced, {*reserved, *(k.name for v in variants for k in v.kernels), *_HOST_NAMES}
-    )
     kernels = list(dict.fromkeys(k for v in variants for k in v.kernels))
+    names = Locals(traced, {*reserved, *(k.name for k in kernels), *_HOST_NAMES})
     helpers = with_needed(set().union(*(k.helpers for k in kernels)))
     launcher = Launcher(names, choices, variants)
+    imports, reference = reference_text(traced, names.call(), notes.globals)
     body = [
         *(HELPERS[h] for h in helpers),
         *(k.source for k in kernels),
-        reference_text(traced, names.call(), notes.globals),
+        reference,
         signature_table(names),
         REFUSE,
         SPAN,
-        TRACED,
         fits(names, _narrow(kernels)),
+        traced_text(names),
         SMALL,
         launcher.write(),
     ]
     text = "\n\n\n".join(part.strip("\n") for part in body)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     entry = _entry(traced, names, launcher.returns, name, digest)
-    head = [_docstring(traced, notes, name), IMPORTS.strip()]
+    head = [_docstring(traced, notes, name), _imports(imports)]
     return formatted("\n\n".join(head) + "\n\n\n" + text + "\n\n\n" + entry)
+
+
+def _imports(more: Sequence[str]) -> str:
+    """All imports, the standard library's first."""
+    lines = dict.fromkeys([*IMPORTS, *more])
+
+    def ours(line: str) -> bool:
+        return line.split()[1].split(".")[0] in ("torch", "triton")
+
+    standard = sorted((x for x in lines if not ours(x)), key=lambda x: (x.startswith("from"), x))
+    return "\n".join([*standard, "", *sorted(x for x in lines if ours(x))])
 
 
 _HOST_NAMES = {
     "SIGNATURE", "RANGES", "CONFIG", "CONFIGS", "Callable", "Any", "programs", "config", "configs",
-    "wrap", "run", "result", "device",
+    "wrap", "run", "result", "device", "PLAIN",
 }  # fmt: skip
 
 
@@ -119,7 +129,7 @@ def formatted(text: str) -> str:
 def _variants(
     choices: Sequence[Choice], name: str, precision: str, reserved: frozenset[str]
 ) -> list[Variant]:
-    """The distinct µGraphs, and the text of each distinct kernel, good for all its configurations."""
+    """The distinct µGraphs, with the text of each kernel, good for all its configurations."""
     graphs = list(dict.fromkeys(c.graph for c in choices))
     configs: dict[tuple[Kernel, frozenset[Tensor]], dict[Config, None]] = {}
     for choice in choices:
@@ -172,6 +182,8 @@ def _entry(traced: Traced, names: Locals, returns: str, name: str, digest: str) 
     public = {"tensor": returns, "tuple": returns, "list": "list[torch.Tensor]"}[traced.returns]
     if traced.returns == "tuple" and len(names.program.outputs) == 1:
         public = "tuple[torch.Tensor]"
+    allocate = [f"{names[t]} = {empty(names, t)}" for t in names.program.outputs]
+    allocate.append(f"return {', '.join(names[t] for t in names.program.outputs)}")
     doc = "\n".join(textwrap.wrap(f"{shapes}, any strides -> {results}.", LINE - 8))
     lines = [
         f'"""{doc}"""',
@@ -194,6 +206,11 @@ def _entry(traced: Traced, names: Locals, returns: str, name: str, digest: str) 
             f'@torch.library.triton_op("superopt::{name}_{digest}", mutates_args={{}})',
             f"def _op({signature}) -> {returns}:",
             f"    return _launch({call}, torch.library.wrap_triton)",
+            "",
+            "",
+            "@_op.register_fake",
+            f"def _fake({signature}) -> {returns}:",
+            indented([*names.read_symbols(), *allocate]),
             "",
             "",
             f"def {name}({signature}) -> {public}:",

@@ -15,30 +15,32 @@ _PLAIN = (int, float, bool, str, type(None))
 _KNOWN = {"torch": "import torch", "F": "import torch.nn.functional as F", "math": "import math"}
 
 
-def reference_text(traced: Traced, call: str, outside: Mapping[str, object]) -> str:
-    """`reference`, after the imports, constants and functions of its own module that it uses.
+def reference_text(
+    traced: Traced, call: str, outside: Mapping[str, object]
+) -> tuple[list[str], str]:
+    """The imports that `reference` needs; its text, after what it uses of its own module.
 
     Where there is no such function (a module, a builtin), one that says so when called.
     """
     if not traced.source or traced.captured:
-        return (
+        return [], (
             f"def reference({call}):\n"
             '    """The original is not a plain function, and is not carried here."""\n'
             '    raise RuntimeError("CPU tensors need TRITON_INTERPRET=1 for this kernel")'
         )
     tree = ast.parse(traced.source)
-    before, unknown = _needed(tree, outside)
+    imports, before, unknown = _needed(tree, outside)
     node = tree.body[0]
     assert isinstance(node, ast.FunctionDef)
     source = traced.source.strip("\n")
     if unknown & _annotation_names(node):
         source = ast.unparse(_without_annotations(node))
     renamed = source.replace(f"def {node.name}(", "def reference(", 1)
-    return "\n\n\n".join([*before, "# The spec's own function.\n" + renamed])
+    return imports, "\n\n\n".join([*before, "# The spec's own function.\n" + renamed])
 
 
-def _needed(tree: ast.AST, outside: Mapping[str, object]) -> tuple[list[str], set[str]]:
-    """Texts that define the free names of a function, and the names that none could be made for."""
+def _needed(tree: ast.AST, outside: Mapping[str, object]) -> tuple[list[str], list[str], set[str]]:
+    """Imports and definitions of the free names of a function, and the names that have neither."""
     texts: dict[str, str] = {}
     unknown: set[str] = set()
     stack = [tree]
@@ -56,7 +58,7 @@ def _needed(tree: ast.AST, outside: Mapping[str, object]) -> tuple[list[str], se
                 stack.append(ast.parse(made))
     imports = sorted(t for t in texts.values() if t.startswith("import "))
     others = [t for t in texts.values() if not t.startswith("import ")]
-    return [*(["\n".join(imports)] if imports else []), *reversed(others)], unknown
+    return imports, others[::-1], unknown
 
 
 def _free_names(tree: ast.AST) -> set[str]:

@@ -100,7 +100,7 @@ class Tiles:
         if e.op == "load":
             return axis in e.free
         if e.op == "const":
-            return not e.attr
+            return bool(not e.attr)
         if e.op == "mul":
             a, b = e.args
             both = self.zero_outside(a, axis) and self.zero_outside(b, axis)
@@ -171,7 +171,7 @@ def least_tile(branch: Branch, a: Axis) -> int:
 def _finite(e: Expr) -> bool:
     e = core(e)
     if e.op == "const":
-        return abs(e.attr) < float("inf")
+        return bool(abs(e.attr) < float("inf"))
     return e.dtype in ("index", "bool") or (e.op == "cast" and _finite(e.args[0]))
 
 

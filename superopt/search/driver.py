@@ -27,6 +27,7 @@ from superopt.mugraph.text import print_graph
 from superopt.search.egraph import EGraph
 from superopt.search.extract import Counts
 from superopt.search.fingerprint import merge_equal
+from superopt.search.naming import rename_axes
 from superopt.search.normalise import normalise
 from superopt.search.partition import candidates, cuts, temporary
 from superopt.search.rules import Saturation, saturate
@@ -287,7 +288,7 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
         here = [f for f in found if f.sizes == sizes]
         texts = {f.graph: print_graph(f.graph) for f in here}
         here.sort(key=lambda f: (round(f.prediction.time_us, 4), texts[f.graph]))
-        chosen.update(dict.fromkeys(f.graph for f in here[: options.top]))
+        chosen.update(dict.fromkeys(rename_axes(f.graph) for f in here[: options.top]))
     result = []
     for graph in chosen:
         at = {}

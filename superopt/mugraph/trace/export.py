@@ -53,12 +53,14 @@ def source_file(fn: Any) -> str:
 
 
 def hints(spec: Spec) -> dict[str, int]:
-    """A size for each Dim to trace at: distinct, neither 0 nor 1, which torch would specialise."""
+    """A size for each Dim to trace at: neither 0 nor 1, nor a size that something else has."""
+    fixed = {e for t in spec.tensors.values() for e in t.extents if isinstance(e, int)}
     chosen: dict[str, int] = {}
     for name, dim in spec.dims.items():
-        high = min(int(dim.max) if dim.max < 2**31 else 2**31, 2**31)
-        usable = [h for h in HINTS if dim.min <= h <= high and h not in chosen.values()]
-        chosen[name] = usable[0] if usable else max(int(dim.min), min(2, high))
+        low = max(int(dim.min), 2)
+        candidates = [h for h in (*HINTS, *range(low, low + 32)) if dim.min <= h <= dim.max]
+        free = [h for h in candidates if h not in fixed and h not in chosen.values()]
+        chosen[name] = next(iter(free or candidates), int(dim.max))
     return chosen
 
 
@@ -119,9 +121,12 @@ def _no_branches(spec: Spec) -> Iterator[None]:
     """
     file, original = source_file(spec.fn), torch.SymBool.__bool__
 
+    def both_ways(node: Any) -> bool:
+        return len(_outcomes(spec, _in_dims(spec, node.expr, node.shape_env))) > 1
+
     def watched(condition: torch.SymBool) -> bool:
         frame = sys._getframe(1)
-        if frame.f_code.co_filename == file and _depends(condition):
+        if frame.f_code.co_filename == file and both_ways(condition.node):
             raise SpecError(
                 f"{spec.file}:{frame.f_lineno}: {spec.name}: branches on a size that varies, but a"
                 " kernel holds for all sizes of its Dims; narrow the Dim, or write a spec a case"
@@ -135,48 +140,54 @@ def _no_branches(spec: Spec) -> Iterator[None]:
         torch.SymBool.__bool__ = original  # type: ignore[method-assign]
 
 
-def _depends(condition: torch.SymBool) -> bool:
-    return len(_outcomes(condition.node.expr, condition.node.shape_env)) > 1
+def _check_assumptions(spec: Spec, exported: torch.export.ExportedProgram) -> None:
+    """Refuse what holds for some sizes only, such as a view by 7: torch defers that guard too."""
+    vals = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"]
+    env = next((v.fake_mode.shape_env for v in vals if hasattr(v, "fake_mode")), None)
+    if env is None:
+        return
+    for assumed in itertools.chain(*env.deferred_runtime_asserts.values()):
+        condition = _in_dims(spec, assumed.expr, env)
+        if type(condition).__name__ != "Unequality" and False in _outcomes(spec, condition):
+            raise SpecError(
+                f"{spec.where}: {spec.name}: holds only for sizes with {condition}; use one Dim for"
+                " equal extents, a multiple of a Dim (8*B) for one that is divided, or an int"
+            )
 
 
-def _outcomes(condition: Any, env: ShapeEnv) -> set[bool]:
-    """What a condition on sizes comes out as within their ranges, on a sample of sizes."""
-    symbols = sorted(condition.free_symbols, key=str)
-    if any(s not in env.var_to_range for s in symbols) or len(symbols) > 3:
-        return set()  # of data: torch says so itself
+def _in_dims(spec: Spec, condition: Any, env: ShapeEnv) -> Any:
+    """A condition on torch's symbols, written in the Dims of the spec."""
+    names = {}
+    for s in condition.free_symbols:
+        for source in env.var_to_sources.get(s, ()):
+            found = _SIZE.fullmatch(source.name)
+            extent: Any = _extent(spec, found) if found else None
+            if is_dim(extent):
+                symbol = sympy.Symbol(root_dim(extent).__name__, integer=True, nonnegative=True)
+                names[s] = extent.fn(symbol) if hasattr(extent, "fn") else symbol
+    return condition.subs(names)
+
+
+def _extent(spec: Spec, found: re.Match[str]) -> Any:
+    return spec.tensors[_parameter(spec, found)].extents[int(found["dim"])]
+
+
+def _parameter(spec: Spec, found: re.Match[str]) -> str:
+    return list(spec.tensors)[int(found["number"])] if found["number"] else found["name"]
+
+
+def _outcomes(spec: Spec, condition: Any) -> set[bool]:
+    """What a condition on Dims comes out as within their ranges, on a sample of sizes."""
+    dims, symbols = spec.dims, sorted(condition.free_symbols, key=str)
+    if any(str(s) not in dims for s in symbols) or len(symbols) > 3:
+        return set()  # it depends on data: torch says so itself
     samples = []
     for s in symbols:
-        low, high = int(env.var_to_range[s].lower), env.var_to_range[s].upper
+        low, high = int(dims[str(s)].min), dims[str(s)].max
         last = int(high) if high < 2**31 else 2**31
         samples.append(sorted({*range(low, min(low + 9, last)), last}))
     points = itertools.product(*samples)
     return {bool(condition.subs(dict(zip(symbols, p, strict=True)))) for p in points}
-
-
-def _check_assumptions(spec: Spec, exported: torch.export.ExportedProgram) -> None:
-    """Refuse what holds for some sizes only, such as a view by 7: torch defers that guard too."""
-    nodes = [n for n in exported.graph.nodes if n.op == "placeholder"]
-    vals = [n.meta["val"] for n in nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-    env = vals[0].fake_mode.shape_env if vals else None
-    for assumed in (a for group in env.deferred_runtime_asserts.values() for a in group) if env else ():
-        if type(assumed.expr).__name__ != "Unequality" and False in _outcomes(assumed.expr, env):
-            raise SpecError(
-                f"{spec.where}: {spec.name}: holds only for sizes with"
-                f" {_in_dims(spec, exported, assumed.expr)}; give such an extent as a multiple of a"
-                " Dim (8*B), or as an int"
-            )
-
-
-def _in_dims(spec: Spec, exported: torch.export.ExportedProgram, expr: Any) -> str:
-    """A condition on torch's symbols, with the names of the Dims."""
-    users = set(exported.graph_signature.user_inputs)
-    nodes = [n for n in exported.graph.nodes if n.op == "placeholder" and n.name in users]
-    names = {}
-    for node, tensor in zip(nodes, spec.tensors.values(), strict=True):
-        for size, extent in zip(node.meta["val"].shape, tensor.extents, strict=True):
-            for s in size.node.expr.free_symbols if is_dim(extent) else ():
-                names[s] = sympy.Symbol(root_dim(extent).__name__)
-    return str(expr.subs(names))
 
 
 def _legalized(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -269,10 +280,9 @@ def _constraint(spec: Spec, text: str) -> str:
     )
 
 
-_SIZE = re.compile(r"L\['\w+'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]")
+_SIZE = re.compile(r"L\['(?P<name>\w+)'\](\[(?P<number>\d+)\])?\.size\(\)\[(?P<dim>\d+)\]")
 
 
 def _in_users_names(spec: Spec, guard: str) -> str:
     """`L['args'][0].size()[1]` as `x.shape[1]`."""
-    names = list(spec.tensors)
-    return _SIZE.sub(lambda m: f"{names[int(m.group(1) or 0)]}.shape[{m.group(2)}]", guard)
+    return _SIZE.sub(lambda m: f"{_parameter(spec, m)}.shape[{m['dim']}]", guard)

@@ -1,0 +1,178 @@
+"""The command: `superopt search`, `verify` and `show`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from superopt.errors import CheckFailed, SuperoptError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Search fused Triton kernels for PyTorch functions, and check them.",
+)
+EXIT_FAILED = CheckFailed.exit_code
+
+Where = Annotated[
+    str, typer.Argument(metavar="FILE[:NAME]", help="A spec file; NAME: one of its specs.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR/NAME", help="A folder that search wrote.")]
+
+
+@contextmanager
+def errors_reported() -> Iterator[None]:
+    """Errors of ours become one line on stderr and the exit code that they carry."""
+    try:
+        yield
+    except SuperoptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        print("error: interrupted before anything was found", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+@app.command()
+def search(
+    where: Where,
+    out: Annotated[Path, typer.Option(help="Write DIR/NAME/ for each spec.", metavar="DIR")] = Path(
+        "results"
+    ),
+    target: Annotated[str, typer.Option(help="The GPU to search for: h200, h100, a100.")] = "h200",
+    time_limit: Annotated[
+        float | None, typer.Option(help="Stop each spec's search after so many seconds.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that search.")] = 1,
+    top: Annotated[int, typer.Option(help="Candidates kept for each size.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the random inputs of the checks.")] = 0,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Enumerate without the guide: small programs only.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="Of products of fp32: ieee, tf32 or tf32x3.")
+    ] = "ieee",
+    allow_unsafe: Annotated[
+        bool, typer.Option("--allow-unsafe", help="Admit what the numeric gate refuses.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the reports as JSON, one a line.")
+    ] = False,
+) -> None:
+    """Search a kernel for each spec of FILE, and write kernel.py, report.json and proof.json."""
+    with errors_reported():
+        from superopt.pipeline import Settings
+        from superopt.spec import load_specs
+
+        settings = Settings(
+            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe
+        )
+        specs = load_specs(*_split(where))
+        codes = [_search_one(spec, settings, out, as_json) for spec in specs]
+    raise typer.Exit(max(codes))
+
+
+def _split(where: str) -> tuple[Path, str | None]:
+    """`examples/softmax.py:softmax` as its parts; a file whose own name has a colon stays whole."""
+    file, colon, name = where.rpartition(":")
+    if not colon or Path(where).exists():
+        return Path(where), None
+    return Path(file), name or None
+
+
+def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
+    from superopt.api import nothing_passed
+    from superopt.pipeline import find_kernel
+    from superopt.report import build_report, check_writable, write_folder
+
+    check_writable(out, spec.name)
+    with _progress(spec.name) as progress:
+        run = find_kernel(spec, settings, progress)
+    folder = write_folder(run, out)
+    report = build_report(run)
+    if as_json:
+        print(json.dumps(report | {"folder": str(folder)}, ensure_ascii=False, default=str))
+    else:
+        _print_report(report, folder)
+    if run.source:
+        return 0
+    print(f"error: {nothing_passed(run)}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Any]:
+    """A line that follows the search on a terminal; nothing elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Status(f"{name}: tracing", console=console) as status:
+
+        def show(seconds: float, seen: int, best: str) -> None:
+            status.update(f"{name}: {seconds:.1f} s, {seen} candidates, best {best}")
+
+        yield show
+
+
+def _print_report(report: dict[str, Any], folder: Path) -> None:
+    from superopt.pipeline import at_sizes
+    from superopt.report import comparison, summary
+
+    main = at_sizes(tuple(report["sizes"][0]["sizes"].items()))
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title=f"{report['spec']['name']}{main}, on {report['target']['name']}")
+    table.add_column("")
+    for title in ("kernels", "MB moved", "predicted us"):
+        table.add_column(title, justify="right")
+    for row in comparison(report):
+        table.add_row(*row)
+    console.print(table)
+    for line in summary(report, folder):
+        console.print(line, markup=False)
+
+
+@app.command()
+def show(folder: Folder) -> None:
+    """Print the µGraph and the schedule of the kernel that a search chose."""
+    with errors_reported():
+        from superopt.report import read_report
+        from superopt.report import show as shown
+
+        print(shown(read_report(folder)))
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+) -> None:
+    """Check a kernel against its spec again, trusting nothing of the search."""
+    with errors_reported():
+        from superopt.verify import verify_folder
+
+        results = verify_folder(folder, seed)
+        for r in results:
+            print(f"{'ok    ' if r.passed else 'FAILED'} {r.check}: {r.text}")
+        failed = [r.check for r in results if not r.passed]
+        if failed:
+            raise CheckFailed(f"{folder}: {', '.join(failed)} failed")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Axis names that a reader expects: n, m for what is stored, k, l for what is summed, B for B."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from superopt.mugraph.expr import Axis, Expr, Reduction, axis, make, rebuild, toposort
+from superopt.mugraph.program import Branch, KernelGraph, Store
+
+STORED = ("n", "m", "h", "g", "p", "q", "r", "s")  # from the last dimension to the first
+BOUND = ("k", "l", "j", "i", "u", "v")
+
+
+def rename_axes(graph: KernelGraph) -> KernelGraph:
+    """The same µGraph with short names; an axis has one name in all kernels."""
+    stored: dict[Axis, None] = {}
+    bound: dict[Axis, None] = {}
+    for kernel in reversed(graph.kernels):
+        for branch in kernel.branches:
+            for s in branch.stores:
+                stored.update(dict.fromkeys(reversed(s.axes)))
+            bound.update(dict.fromkeys(branch.axes))
+    taken = {s.name.lower() for s in graph.symbols} | {t.name for t in graph.inputs}
+    names: dict[Axis, Axis] = {}
+    for group, letters in ((stored, STORED), (bound, BOUND)):
+        for a in group:
+            if a in names:
+                continue
+            plain = a.extent.op == "sym" and a.extent.attr.name.lower() not in {
+                n.name for n in names.values()
+            }
+            name = a.extent.attr.name.lower() if plain else _unused(letters, taken)
+            taken.add(name)
+            names[a] = Axis(name, a.extent)
+    kernels = tuple(
+        replace(k, branches=tuple(_branch(b, names) for b in k.branches)) for k in graph.kernels
+    )
+    return replace(graph, kernels=kernels)
+
+
+def _unused(letters: tuple[str, ...], taken: set[str]) -> str:
+    number = 0
+    while True:
+        for letter in letters:
+            name = letter if not number else f"{letter}{number}"
+            if name not in taken:
+                return name
+        number += 1
+
+
+def _branch(b: Branch, names: dict[Axis, Axis]) -> Branch:
+    roles = {names[a].name: b.role(a) for a in b.axes}
+    stores = tuple(
+        Store(
+            s.tensor,
+            tuple(names[a] for a in s.axes),
+            tuple(_rename(i, names) for i in s.indices),
+            _rename(s.value, names),
+        )
+        for s in b.stores
+    )
+    return Branch(stores, tuple(sorted(roles.items())))
+
+
+def _rename(root: Expr, names: dict[Axis, Axis]) -> Expr:
+    done: dict[Expr, Expr] = {}
+    for node in toposort(root):
+        args = tuple(done[a] for a in node.args)
+        if node.op == "axis":
+            done[node] = axis(names[node.attr])
+        elif node.op == "reduce":
+            axes = tuple(sorted((names[a] for a in node.attr.axes), key=lambda a: a.name))
+            spec = Reduction(node.attr.monoid, axes, node.attr.operand)
+            done[node] = make("reduce", args, spec, node.dtype)
+        else:
+            done[node] = rebuild(node, args)
+    return done[root]
+
