@@ -182,6 +182,13 @@ def test_a_module_s_parameters_become_inputs() -> None:
     np.testing.assert_allclose(got, module(x).detach().numpy(), rtol=1e-9)
 
 
+def test_input_names_are_identifiers() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(6, 3))
+    traced = trace_callable(module, (torch.zeros(5, 6),))
+    assert traced.captured == ("p_0_weight", "p_0_bias")
+    assert set(captured_tensors(module)) == set(traced.captured)
+
+
 def test_training_mode_is_refused_by_name() -> None:
     with pytest.raises(SpecError, match="dropout draws random numbers; call .eval()"):
         trace_callable(Block(), (torch.zeros(5, 6),))

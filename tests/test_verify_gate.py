@@ -165,6 +165,19 @@ def test_overflow_of_the_output_type_is_an_infinity() -> None:
     assert judge(got, edge, np.full((1, 64), 65504.0), "f16").ratio == 0
 
 
+def test_a_value_too_large_for_the_type_may_be_nan_but_an_infinity_may_not() -> None:
+    inf, nan = np.full((1, 64), np.inf), np.full((1, 64), np.nan)
+    assert judge(nan, np.full((1, 64), 1e6), inf, "f16").ratio == 0
+    assert judge(nan, inf, inf, "f16").ratio == np.inf
+
+
+def test_elements_that_are_not_compared_still_set_the_rows_ulp() -> None:
+    want = np.array([[1.0] * 63 + [1024.0]])
+    mask = want == 1.0
+    assert judge(want + mask * 0.5, want, want, "f16", mask).ratio == 0.5
+    assert judge(want + ~mask * 100.0, want, want, "f16", mask).ratio == 0
+
+
 def test_exact_types_must_be_equal() -> None:
     want = np.arange(64.0).reshape(1, 64)
     assert judge(want, want, want, "i64").ratio == 0

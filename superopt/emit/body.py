@@ -324,7 +324,7 @@ class Writer:
 
     def cheap(self, e: Expr) -> bool:
         """Arithmetic on indices alone, which may be written again in another order."""
-        return not any(True for _ in find(e, "load", "reduce")) and not is_float(e.dtype)
+        return self.plan.pure[e] and not is_float(e.dtype)
 
     def at(self, e: Expr, order: Order) -> Code:
         """The value with a dimension for each axis of `order`, of size 1 where it does not vary."""

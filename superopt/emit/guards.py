@@ -94,7 +94,7 @@ def fits(names: Locals, narrow: set[Tensor]) -> str:
         for t in names.arguments
         if t in narrow and t.shape
     ]
-    body = [*names.read_symbols(), f"return bool({' and '.join(conditions)})"]
+    body = names.with_symbols([f"return bool({' and '.join(conditions)})"])
     return "\n".join(
         [
             f"def _fits({names.signature()}) -> bool:",

@@ -42,21 +42,22 @@ class Launcher:
 
     def write(self) -> str:
         if len(self.variants) == 1:
-            lines = [*self.names.read_symbols(), *self.run(self.variants[0])]
+            lines = self.names.with_symbols(self.run(self.variants[0]))
             launch = self._define("_launch", self.names.signature(), "Allocate and launch.", lines)
             return f"{self.table()}\n\n\n{launch}"
         runs = [
             self._define(
                 self.function(v), ", ".join([self.names.signature(), "configs: Any"]), "",
-                [*self.names.read_symbols(), *self.run(v)],
+                self.names.with_symbols(self.run(v)),
             )
             for v in self.variants
         ]  # fmt: skip
-        choose = [
-            *self.names.read_symbols(),
-            f"run, configs = {self.choose()}",
-            f"return run({self.names.call()}, configs, wrap)",
-        ]
+        choose = self.names.with_symbols(
+            [
+                f"run, configs = {self.choose()}",
+                f"return run({self.names.call()}, configs, wrap)",
+            ]
+        )
         doc = "Run what was chosen for the sizes."
         launch = self._define("_launch", self.names.signature(), doc, choose)
         return "\n\n\n".join([*runs, self.table(), launch])

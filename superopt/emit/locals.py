@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from superopt.emit.code import Code, number, quote, text
@@ -66,9 +67,11 @@ class Locals:
     def shape(self, tensor: Tensor) -> str:
         return tuple_text([text(self.extent(e)) for e in tensor.shape])
 
-    def read_symbols(self) -> list[str]:
-        """The lines that read every symbol's size off an argument's shape."""
-        return [f"{self[s]} = {self._source(s)}" for s in self.symbols]
+    def with_symbols(self, lines: list[str]) -> list[str]:
+        """The lines, after those that read the symbols they use off the arguments' shapes."""
+        text = "\n".join(lines)
+        used = [s for s in self.symbols if re.search(rf"\b{self[s]}\b", text)]
+        return [*(f"{self[s]} = {self._source(s)}" for s in used), *lines]
 
     def _source(self, symbol: Symbol) -> str:
         """The simplest of `x.shape[0]`, `x.shape[0] // 2`, `(x.shape[0] - 1) // 2`."""

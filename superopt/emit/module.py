@@ -32,11 +32,12 @@ IMPORTS = (
     "import triton.language as tl",
 )
 
-SMALL = """
+BLOCKS = """
 def _blocks(extent: int, tile: int) -> int:
     return -(-extent // tile)
+"""
 
-
+AS_IS = """
 def _as_is(kernel: Any) -> Any:
     return kernel
 """
@@ -71,6 +72,7 @@ def emit(traced: Traced, choices: Sequence[Choice], notes: Notes) -> str:
     names = Locals(traced, {*reserved, *(k.name for k in kernels), *_HOST_NAMES})
     helpers = with_needed(set().union(*(k.helpers for k in kernels)))
     launcher = Launcher(names, choices, variants)
+    guard, launch = fits(names, _narrow(kernels)), launcher.write()
     imports, reference = reference_text(traced, names.call(), notes.globals)
     body = [
         *(HELPERS[h] for h in helpers),
@@ -78,11 +80,12 @@ def emit(traced: Traced, choices: Sequence[Choice], notes: Notes) -> str:
         reference,
         signature_table(names),
         REFUSE,
-        SPAN,
-        fits(names, _narrow(kernels)),
+        *([SPAN] if "_span(" in guard else []),
+        guard,
         traced_text(names),
-        SMALL,
-        launcher.write(),
+        *([BLOCKS] if "_blocks(" in launch else []),
+        AS_IS,
+        launch,
     ]
     text = "\n\n\n".join(part.strip("\n") for part in body)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
@@ -210,7 +213,7 @@ def _entry(traced: Traced, names: Locals, returns: str, name: str, digest: str) 
             "",
             "@_op.register_fake",
             f"def _fake({signature}) -> {returns}:",
-            indented([*names.read_symbols(), *allocate]),
+            indented(names.with_symbols(allocate)),
             "",
             "",
             f"def {name}({signature}) -> {public}:",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
+import sys
 import textwrap
 from collections.abc import Mapping
 from types import FunctionType, ModuleType
@@ -54,10 +55,10 @@ def _needed(tree: ast.AST, outside: Mapping[str, object]) -> tuple[list[str], li
                 unknown.add(name)
                 continue
             texts[name] = made
-            if isinstance(value, FunctionType):
+            if made.startswith("def "):
                 stack.append(ast.parse(made))
-    imports = sorted(t for t in texts.values() if t.startswith("import "))
-    others = [t for t in texts.values() if not t.startswith("import ")]
+    imports = sorted(t for t in texts.values() if t.startswith(("import ", "from ")))
+    others = [t for t in texts.values() if not t.startswith(("import ", "from "))]
     return imports, others[::-1], unknown
 
 
@@ -73,6 +74,8 @@ def _definition(name: str, value: object) -> str | None:
     if isinstance(value, ModuleType):
         plain = value.__name__ == name
         return f"import {name}" if plain else f"import {value.__name__} as {name}"
+    if (made := _imported(name, value)) is not None:
+        return made
     if isinstance(value, FunctionType):
         try:
             text = textwrap.dedent(inspect.getsource(value))
@@ -85,6 +88,18 @@ def _definition(name: str, value: object) -> str | None:
         return f"{name} = {value!r}"
     if isinstance(value, tuple | list) and all(isinstance(v, _PLAIN) for v in value):
         return f"{name} = {value!r}"
+    return None
+
+
+def _imported(name: str, value: object) -> str | None:
+    """The import of a function of torch or of the standard library, from where users find it."""
+    own = getattr(value, "__name__", None)
+    if own is None or not callable(value):
+        return None
+    for home in ("torch.nn.functional", "torch", "math", str(getattr(value, "__module__", ""))):
+        known = home.partition(".")[0] in {"torch", *sys.stdlib_module_names}
+        if known and "._" not in home and getattr(sys.modules.get(home), own, None) is value:
+            return f"from {home} import {own}" + ("" if own == name else f" as {name}")
     return None
 
 

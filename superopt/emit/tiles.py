@@ -31,6 +31,11 @@ class Tiles:
         self.scopes: dict[Expr | Store, tuple[Axis, ...]] = {}
         self._note_scopes(self.items, ())
         self.order = self._orders()
+        self.pure: dict[Expr, bool] = {}  # neither loads nor reduces
+        for e in self.sorted:
+            below = all(self.pure[a] for a in self.reads(e))
+            self.pure[e] = e.op not in ("load", "reduce") and below
+        self._zero: dict[tuple[Expr, Axis], bool] = {}
 
     # -- structure ------------------------------------------------------------------------------
 
@@ -96,7 +101,12 @@ class Tiles:
 
     def zero_outside(self, e: Expr, axis: Axis) -> bool:
         """Whether a value is exactly 0 in lanes beyond the axis's extent."""
-        e = core(e)
+        key = (core(e), axis)
+        if key not in self._zero:
+            self._zero[key] = self._is_zero_outside(*key)
+        return self._zero[key]
+
+    def _is_zero_outside(self, e: Expr, axis: Axis) -> bool:
         if e.op == "load":
             return axis in e.free
         if e.op == "const":

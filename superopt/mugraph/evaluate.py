@@ -110,12 +110,16 @@ class Evaluator:
             return None
         if self.arithmetic.rounding and node.attr.operand is None:
             return None
-        factors, stack = [], [node.args[0]]
+        body = node.args[0]
+        while body.op == "cast" and is_float(body.args[0].dtype):
+            body = body.args[0]
+        factors, stack = [], [body]
         while stack:
             e = stack.pop()
-            if e.op == "mul" and is_float(e.dtype):
+            exact = not self.arithmetic.rounding  # else eager rounds products within factors
+            if e.op == "mul" and is_float(e.dtype) and (exact or e is body):
                 stack.extend(e.args)
-            elif e.op == "cast" and is_float(e.dtype) and is_float(e.args[0].dtype):
+            elif e.op == "cast" and is_float(e.args[0].dtype) and (exact or _widens(e)):
                 stack.append(e.args[0])
             else:
                 factors.append(e)
@@ -177,6 +181,10 @@ class Evaluator:
                 operands += [np.ones(self._shape((a,), at), width), [number[a]]]
         keep = [number[a] for a in own_axes(node)]
         return self.arithmetic.held(np.einsum(*operands, keep, optimize=True), node.dtype)
+
+
+def _widens(cast: Expr) -> bool:
+    return DTYPES[cast.dtype].epsilon <= DTYPES[cast.args[0].dtype].epsilon
 
 
 def run_program(

@@ -55,10 +55,8 @@ def dot_of(branch: Branch, node: Expr) -> Dot | None:
     """
     if node.op != "reduce" or node.attr.monoid != "sum" or len(node.attr.axes) != 1:
         return None
-    if not is_float(node.dtype) or accumulator(node.dtype) == "f64":
-        return None
     body, (k,) = core(node.args[0]), node.attr.axes
-    if body.op != "mul":
+    if body.op != "mul" or any(accumulator(e.dtype) != "f32" for e in (node, body)):
         return None
     a, b = (core(x) for x in body.args)
     in_a, in_b = tile_axes(branch, a), tile_axes(branch, b)

@@ -1,7 +1,7 @@
 """Fingerprints: what makes two terms observationally equal, without looking at real extents.
 
 Every axis, whatever its extent, is sampled at a few index values; a load is a pseudo-random function of
-its tensor and indices; a reduction runs over the sampled values only. What holds of terms for all
+its tensor and indices, in many worlds side by side; a reduction runs over the sampled values only. What holds of terms for all
 extents holds of their samples, so equal terms have equal fingerprints; different ones differ with
 high probability (float64, rounded to 9 digits). Nothing is trusted on this evidence alone: the kernel
 that is kept is checked against the program at real extents.
@@ -20,7 +20,8 @@ from superopt.mugraph.ops import MONOIDS, OPS
 from superopt.search.egraph import EGraph
 from superopt.search.extract import Coster, Extractor, Weights
 
-POINTS = 3
+POINTS = 5  # index values an axis is sampled at, one in each fifth: both sides of a comparison
+WORLDS = 32  # contents of memory: comparisons fall both ways in some of them
 Array = np.ndarray[Any, Any]
 
 
@@ -37,9 +38,11 @@ class Fingerprints:
         self.names: dict[str, int] = {}  # axis name -> its dimension, shared by all arrays
 
     def points(self, a: Axis) -> Array:
-        high = a.extent.attr if a.extent.op == "const" else 1 << 20
+        extent = a.extent.attr if a.extent.op == "const" else 1 << 20
+        if extent <= POINTS + 1:
+            return np.arange(extent)
         rng = np.random.default_rng(_seed(self.seed, "axis", a.name))
-        return rng.integers(0, high, POINTS) if high >= POINTS else np.arange(POINTS) % max(high, 1)
+        return ((np.arange(POINTS) + rng.random(POINTS)) * extent / POINTS).astype(np.int64)
 
     def value(self, root: Expr) -> Array:
         """An array over all axis names known so far; size 1 where the term does not vary."""
@@ -62,7 +65,7 @@ class Fingerprints:
         return repr((dims, shape, DTYPES[root.dtype].kind)).encode() + np.ascontiguousarray(v).tobytes()
 
     def _dim(self, name: str) -> int:
-        return self.names.setdefault(name, len(self.names))
+        return self.names.setdefault(name, len(self.names) + 1)  # the last dimension: worlds
 
     def _node(self, node: Expr) -> Array:
         match node.op:
@@ -90,7 +93,8 @@ class Fingerprints:
         return np.nan_to_num(np.trunc(v), posinf=2.0**40, neginf=-(2.0**40)).astype(np.int64)
 
     def _load(self, node: Expr) -> Array:
-        state = np.asarray(_seed(self.seed, "tensor", node.attr.name) & 0x7FFFFFFF, np.int64)
+        seed = _seed(self.seed, "tensor", node.attr.name) & 0x7FFFFFFF
+        state = np.random.default_rng(seed).integers(0, 1 << 31, WORLDS)
         for e in node.args[:-1]:
             state = (state * 1000003 + self.values[e].astype(np.int64) * 7919 + 12345) & 0x7FFFFFFF
             state = (state ^ (state >> 13)) * 1274126177 & 0x7FFFFFFF
@@ -100,8 +104,7 @@ class Fingerprints:
         elif kind == "int":
             v = (state >> 7) % 5
         else:
-            unit = (state % 100003) / 100003.0
-            v = np.where(unit < 0.4, -0.3 - unit, 0.3 + unit)
+            v = 4.0 * ((state % 100003) / 50001.5 - 1.0) ** 3  # most are small, some past 1
         return np.where(self.values[node.args[-1]].astype(bool), v, np.zeros((), v.dtype))
 
     def _reduce(self, node: Expr) -> Array:

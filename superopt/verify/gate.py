@@ -33,7 +33,7 @@ class GateResult:
 
     `witness`, where it failed: the row of hostile inputs, the sizes, and either output, index,
     got, want and eager, or what the kernel `raised`. `eager`: how eager's own error was found,
-    `run` or `emulated`. `left_out`: sets of inputs that were too large to run.
+    `run` or `emulated`. `left_out`: sets of inputs for which there was no time.
     """
 
     passed: bool

@@ -74,21 +74,22 @@ class Row:
     bools: Change = same
 
 
+# In order of what they are likely to show: where a kernel is slow to run, the last are left out.
 ROWS = (
     Row("ordinary"),
-    Row("data scale 1e-5", scaled(1e-5)),
-    Row("data scale 1e-2", scaled(1e-2)),
-    Row("data scale 1e2", scaled(1e2)),
     Row("data scale 1e4", scaled(1e4)),
-    Row("weight scale 1e-2", weight=scaled(1e-2)),
-    Row("weight scale 8", weight=scaled(8.0)),
-    Row("mean over spread 30", around(30.0)),
     Row("mean over spread 1000", around(1000.0)),
+    Row("rows of -inf, masks false", _every_third(float("-inf")), bools=torch.zeros_like),
+    Row("data scale 1e2", scaled(1e2)),
+    Row("weight scale 8", weight=scaled(8.0)),
+    Row("data scale 1e-5", scaled(1e-5)),
     Row("a few infinities", _sprinkled(float("inf"), float("-inf"))),
     Row("a few NaN", _sprinkled(float("nan"))),
-    Row("rows of -inf, masks false", _every_third(float("-inf")), bools=torch.zeros_like),
+    Row("mean over spread 30", around(30.0)),
     Row("zeros", torch.zeros_like),
     Row("other strides", _transposed),
+    Row("data scale 1e-2", scaled(1e-2)),
+    Row("weight scale 1e-2", weight=scaled(1e-2)),
 )
 
 

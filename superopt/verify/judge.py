@@ -4,15 +4,15 @@ A row of the output is its last axis. In each row the kernel's error against flo
 
     max(2 * eager's own error in the row, 1 ulp of the output's type at its largest |reference|)
 
-Rows shorter than `SHORT` are judged with their neighbours, errors counted in ulps: a single element
-of eager may be right by luck. Where the reference is NaN or overflows the output's type the kernel
-must agree, unless eager itself does not: there nothing is asked.
+Rows with fewer than `SHORT` finite elements are judged with their neighbours, eager's errors
+counted in ulps: a single element of eager may be right by luck. Where the reference is NaN or
+infinite the kernel must be the same, and where it only overflows the output's type, not finite;
+unless eager itself is otherwise: there nothing is asked.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -70,34 +70,35 @@ def _alike(a: Array, b: Array) -> Array:
 def judge(
     got: Array, want: Array, eager: Array, dtype: str, mask: Array | None = None
 ) -> Judgement:
-    """Compare arrays of one shape; `mask` chooses the elements (None: all)."""
+    """Compare arrays of one shape, `got` where `mask` holds (None: everywhere).
+
+    What is allowed in a row follows from all of its elements at hand.
+    """
     shape = got.shape
     width = shape[-1] if shape else 1
     g, w, e = (a.astype(np.float64).reshape(-1, max(width, 1)) for a in (got, want, eager))
-    chosen = np.ones(shape, bool) if mask is None else mask
+    chosen = np.ones(g.shape, bool) if mask is None else mask.reshape(g.shape)
     with np.errstate(all="ignore"):
-        ratio = _ratios(g, w, e, dtype, chosen.reshape(g.shape))
-    if not ratio.size or not chosen.any():
+        ratio = np.where(chosen, _ratios(g, w, e, dtype), 0.0)
+    if not chosen.any():
         return Judgement(0.0, None, 0)
     at = np.unravel_index(int(np.argmax(ratio)), shape)
-    worst = float(np.max(ratio))
-    return Judgement(worst, tuple(int(i) for i in at), int(chosen.sum()))
+    return Judgement(float(np.max(ratio)), tuple(int(i) for i in at), int(chosen.sum()))
 
 
-def _ratios(got: Array, want: Array, eager: Array, dtype: str, mask: Array) -> Array:
+def _ratios(got: Array, want: Array, eager: Array, dtype: str) -> Array:
     expected = stored(want, dtype)
-    asked = mask & _alike(stored(eager, dtype), expected)
+    asked = _alike(stored(eager, dtype), expected)
     plain = asked & np.isfinite(expected)
-    unit, most = _allowances(np.where(plain, want, 0.0), np.where(plain, eager - want, 0.0), dtype)
+    unit, most = _allowances(want, eager, plain, dtype)
     allowed = np.maximum(FACTOR * most, unit)
     error = np.where(_edge(got, dtype), 0.0, np.abs(got - want))
     # at the edge of the range, rounding decides between the largest value and infinity
-    inside = np.abs(want) + allowed
+    outside, inside = stored(np.abs(want) + allowed, dtype), stored(np.abs(want) - allowed, dtype)
     wrong = ~_alike(got, expected)
-    near = np.isinf(got) & (np.sign(got) == np.sign(want)) & (stored(inside, dtype) == np.inf)
-    near |= (
-        np.isinf(expected) & np.isfinite(got) & np.isfinite(stored(np.abs(want) - allowed, dtype))
-    )
+    near = np.isinf(got) & (np.sign(got) == np.sign(want)) & np.isinf(outside)
+    near |= np.isinf(expected) & np.isfinite(got) & np.isfinite(inside)
+    near |= np.isinf(expected) & np.isfinite(want) & np.isnan(got)  # too large: lost either way
     ratio = np.where(error == 0, 0.0, error / allowed)
     ratio = np.where(plain & ~wrong, ratio, np.where(asked & wrong & ~near, np.inf, 0.0))
     return np.asarray(ratio)
@@ -107,14 +108,17 @@ def _edge(got: Array, dtype: str) -> Array:
     return ~np.isfinite(got) if is_float(dtype) else np.zeros(got.shape, bool)
 
 
-def _allowances(want: Array, error: Array, dtype: str) -> tuple[Array, Array]:
-    """For each row, as columns: 1 ulp at its largest |want|, and eager's largest error."""
-    unit = ulp(np.max(np.abs(want), axis=1, initial=0.0), dtype)
-    most = np.max(np.abs(error), axis=1, initial=0.0)
-    count = -(-SHORT // max(want.shape[1], 1))
-    if count > 1 and is_float(dtype):
-        relative: Any = most / unit
-        for start in range(0, len(relative), count):
-            relative[start : start + count] = relative[start : start + count].max()
-        most = relative * unit
+def _allowances(want: Array, eager: Array, plain: Array, dtype: str) -> tuple[Array, Array]:
+    """For each row, as columns: 1 ulp at its largest |want|, and eager's largest error.
+
+    Both are taken over its `plain` elements: those that are finite, in eager too.
+    """
+    unit = ulp(np.max(np.where(plain, np.abs(want), 0.0), axis=1, initial=0.0), dtype)
+    most = np.max(np.where(plain, np.abs(eager - want), 0.0), axis=1, initial=0.0)
+    if is_float(dtype):
+        count = plain.sum(axis=1)
+        group = (np.cumsum(count) - count) // SHORT  # rows that share a number share a judgement
+        worst: Array = np.zeros(int(group[-1]) + 1 if len(group) else 0)
+        np.maximum.at(worst, group, most / unit)
+        most = worst[group] * unit
     return unit[:, None], most[:, None]

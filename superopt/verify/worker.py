@@ -34,9 +34,10 @@ from superopt.verify.tested import describe
 
 MOST_PROGRAMS = 6  # of the last launch, for one set of inputs
 MOST_ELEMENTS = 4096  # compared in one output, for one set of inputs
-MOST_WORK = 6_000_000  # scalar operations of a reference, for one output and set of inputs
+ROW_ELEMENTS = 128  # of each row compared, to know its largest value and eager's error
+MOST_WORK = 5_000_000  # scalar operations of a reference, for one output and set of inputs
 EAGER_WORK = 3_000_000  # up to here eager itself is run; beyond, its rounding is emulated
-MOST_COST = 6.0  # estimated seconds of earlier launches, above which a set of inputs is left out
+MOST_COST = 8.0  # estimated seconds of earlier launches, all sets of inputs together
 
 
 def to_numpy(t: torch.Tensor) -> Array:
@@ -79,6 +80,7 @@ class Job:
         self.left_out: list[str] = []
         self.runs = self.ran = self.compared = 0
         self.costs: dict[str, list[tuple[int, float]]] = {}  # sizes -> (programs, cost) a launch
+        self.spent = 0.0  # estimated seconds of earlier launches
 
     def run(self) -> dict[str, Any]:
         plan = list(self.plan())
@@ -127,8 +129,7 @@ class Job:
         inputs = self.inputs.make(row, sizes)
         chosen = self.choose(n, of, inputs, sizes, where)
         if chosen is None:
-            what = "its launches are" if self.full else "its earlier launches are"
-            self.left_out.append(f"{row.name} at {sizes}: {what} too large")
+            self.left_out.append(f"{row.name} at {sizes}" if sizes else row.name)
             return
         outputs, watch = self.launch(inputs, lambda launch, _: chosen[launch], where)
         self.runs += 1
@@ -178,14 +179,15 @@ class Job:
         costs = self.costs[key]
         if self.full:
             total = sum(programs * cost for programs, cost in costs)
-            return [None] * len(costs) if total <= self.seconds else None
+            return None if n and total > self.seconds else [None] * len(costs)
         if not costs:
             return []
         earlier = sum(programs * cost for programs, cost in costs[:-1])
-        if earlier > MOST_COST:
+        if n and self.spent + earlier > MOST_COST:
             return None
+        self.spent += earlier
         programs, cost = costs[-1]
-        share = self.seconds / of - earlier
+        share = self.seconds / of
         count = max(1, min(MOST_PROGRAMS, int(share / max(cost, 1e-6))))
         if count >= programs:
             return [None] * len(costs)
@@ -331,23 +333,32 @@ def grid(store: Store, points: Mapping[Axis, Array], shape: Sequence[int]) -> An
 def points_in(
     mask: Array, store: Store, sizes: Mapping[str, int], rng: random.Random
 ) -> dict[Axis, Array]:
-    """Index values whose product lies mostly among the elements written."""
+    """Index values whose product lies mostly among the elements written.
+
+    The last dimension gets others too: what is allowed in a row depends on the row as a whole.
+    """
     lines = _lines(mask, rng)
     dims = [(d, i.attr) for d, i in enumerate(store.indices) if i.op == "axis"]
     values = {a: lines[d] for d, a in dims}
     count = {a: len(v) for a, v in values.items()}
+    last = dims[-1][1] if dims else None
+    extent = mask.shape[dims[-1][0]] if dims else 0
+    others = rng.sample(range(extent), min(extent, ROW_ELEMENTS)) if mask.any() else []
 
     def too_many() -> bool:
-        total = float(np.prod([float(n) for n in count.values()]))
-        return total > MOST_ELEMENTS or closed.work([store.value], count, sizes) > MOST_WORK
+        wide = {a: n + (len(others) if a is last else 0) for a, n in count.items()}
+        total = float(np.prod([float(n) for n in wide.values()]))
+        return total > MOST_ELEMENTS or closed.work([store.value], wide, sizes) > MOST_WORK
 
     while max(count.values(), default=1) > 1 and too_many():
-        widest = max(count, key=lambda a: (count[a], a.name))
+        widest = max(count, key=lambda a: (count[a] / (8 if a is last else 1), a.name))
         count[widest] = -(-count[widest] // 2)
-    return {
-        a: np.asarray(sorted(rng.sample(list(map(int, v)), count[a])), np.int64)
-        for a, v in values.items()
-    }
+    points = {}
+    for a, v in values.items():
+        some = rng.sample(list(map(int, v)), count[a])
+        chosen = {*some, *others} if a is last else some
+        points[a] = np.asarray(sorted(chosen), np.int64)
+    return points
 
 
 def _lines(mask: Array, rng: random.Random) -> list[Array]:

@@ -100,7 +100,8 @@ def captured_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def input_name(target: str) -> str:
-    return re.sub(r"\W", "_", target)
+    """`0.norm.weight` as an identifier, `p_0_norm_weight`."""
+    return re.sub(r"\W", "_", target if target[0].isalpha() else f"p_{target}")
 
 
 class _Lowerer:
