@@ -32,7 +32,8 @@ def baselines(program: Program, sizes: Sizes, profile: Profile) -> dict[str, Pre
 
 
 def greedy_groups(program: Program) -> list[list[SourceOp]]:
-    """Producer-consumer fusion: a matrix product takes what is pointwise behind it; pointwise operators
+    """Producer-consumer fusion: a matrix product takes what is pointwise behind it; pointwise
+    operators
     and reductions of one row space join; nothing is fused into a product's operands."""
     ops = [o for o in program.source_ops if o.kind != "view"]
     alias = _aliases(program.source_ops)

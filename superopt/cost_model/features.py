@@ -88,7 +88,9 @@ def features(branch: Branch) -> Features:
     return out
 
 
-def _walk(items: tuple[Item, ...], context: tuple[Axis, ...], out: Features, fused: set[Expr]) -> None:
+def _walk(
+    items: tuple[Item, ...], context: tuple[Axis, ...], out: Features, fused: set[Expr]
+) -> None:
     for item in items:  # a dot's product is part of the dot: find dots first
         nodes = item.reductions if isinstance(item, Loop) else ()
         if isinstance(item, Compute) and item.value.op == "reduce":
@@ -218,7 +220,8 @@ SECTOR = 32  # bytes of a memory transaction
 def sector_overhead(a: Access, s: Shape) -> Numbers:
     """Bytes that memory moves for each byte requested: short contiguous runs waste their sectors.
 
-    A run is the tile along the tensor's last dimension, longer where it covers that whole dimension.
+    A run is the tile along the tensor's last dimension, longer where it covers that whole
+    dimension.
     A little is charged for each run, as addresses are computed by run.
     """
     indices = a.node.indices if isinstance(a.node, Store) else a.node.args[:-1]
@@ -232,7 +235,8 @@ def sector_overhead(a: Access, s: Shape) -> Numbers:
         run = run * inside
         if extent.op != "const" or s.extent[x] != extent.attr or np.all(inside < s.extent[x]):
             break
-    return np.ceil(run / SECTOR) * SECTOR / run + 4 / run
+    sectors: Numbers = np.ceil(run / SECTOR)
+    return sectors * SECTOR / run + 4 / run
 
 
 def tensor_elements(t: Tensor, sizes: Sizes) -> float:

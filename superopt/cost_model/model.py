@@ -21,13 +21,16 @@ from superopt.mugraph.program import Config, Kernel, KernelGraph
 from superopt.mugraph.threads import MIN_TILE
 
 REGISTERS_A_THREAD = 250
-STRAIGHT_REGISTERS = 160  # outside loops nothing is gained by filling the file, and much by occupancy
+STRAIGHT_REGISTERS = (
+    160  # outside loops nothing is gained by filling the file, and much by occupancy
+)
 L2_SHARE = 0.5  # of L2 that one kernel's reuse may count on
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One kernel or a whole µGraph. Bytes count a launch's requests, `distinct_bytes` each address once."""
+    """One kernel or a whole µGraph. Bytes count a launch's requests, `distinct_bytes` each address
+    once."""
 
     time_us: float
     launches: int
@@ -158,7 +161,8 @@ class KernelModel:
     ) -> tuple[Numbers, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
         """Registers a thread, and whether they and the tiles are within bounds.
 
-        In the loop: the accumulators and the widest tile; outside: what is loaded and the widest tile.
+        In the loop: the accumulators and the widest tile; outside: what is loaded and the widest
+        tile.
         After a loop the values computed from an accumulator take its place.
         """
         threads = 32 * space.warps
@@ -175,7 +179,9 @@ class KernelModel:
                 free = w.free - {w.dot.k} if w.dot else w.free
                 inside = bool(w.context)
                 wide[inside] = np.maximum(wide[inside], ft.tile_elements(s, free))
-            for free in dict.fromkeys(a.free for a in f.accesses if not a.is_store and not a.context):
+            for free in dict.fromkeys(
+                a.free for a in f.accesses if not a.is_store and not a.context
+            ):
                 straight = straight + ft.tile_elements(s, free)
             for a in f.accesses:
                 if a.context and not a.is_store and not a.free & f.dot_axes:
@@ -184,9 +190,9 @@ class KernelModel:
             loop = (loop + 1.5 * wide[True]) / threads + 30
             roomy = straight <= (REGISTERS_A_THREAD if f.accumulators else STRAIGHT_REGISTERS)
             fits = fits & roomy & (loop <= REGISTERS_A_THREAD)
-            for a in f.dot_axes:
-                if s.roles[a] != "program":
-                    fits = fits & (s.tile[a] >= MIN_TILE)
+            for axis in f.dot_axes:
+                if s.roles[axis] != "program":
+                    fits = fits & (s.tile[axis] >= MIN_TILE)
             worst = np.maximum(worst, np.maximum(loop, straight))
         return worst, fits
 

@@ -1,4 +1,5 @@
-"""Machine facts, one JSON file a GPU, each figure with its source (datasheet, paper or measured)."""
+"""Machine facts, one JSON file a GPU, each figure with its source (datasheet, paper or
+measured)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The search from a traced program to ranked µGraphs: cuts, in tasks, over one executor interface.
 
-A task is a cut. The uncut program is searched first, in this process; its best times bound the others: a
+A task is a cut. The uncut program is searched first, in this process; its best times bound the
+others: a
 cut whose launches and bytes alone take longer than the K-th best is not searched. What is kept
 depends on neither the number of workers nor the order in which they finish.
 """
@@ -9,12 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from multiprocessing import get_context
-from typing import Any
+from pathlib import Path
 
 from superopt.cost_model.configs import ranked
 from superopt.cost_model.model import KernelModel, Prediction, total
@@ -25,6 +23,7 @@ from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.program import Choice, Config, KernelGraph, Program, symbols_of
 from superopt.mugraph.text import print_graph
 from superopt.search.egraph import EGraph
+from superopt.search.executor import Journal, Result, Task, run_tasks
 from superopt.search.extract import Counts
 from superopt.search.fingerprint import merge_equal
 from superopt.search.naming import rename_axes
@@ -38,7 +37,8 @@ SAME = 1.05  # two µGraphs whose predictions differ by less are not worth two k
 
 @dataclass(frozen=True)
 class Options:
-    """How to search. `sizes`: what to tune for. Seconds for `time_limit`; `top`: candidates kept."""
+    """How to search. `sizes`: what to tune for. Seconds for `time_limit`; `top`: candidates
+    kept."""
 
     profile: Profile
     sizes: tuple[Sizes, ...]
@@ -46,6 +46,8 @@ class Options:
     jobs: int = 1
     top: int = 8
     exhaustive: bool = False
+    journal: Path | None = None  # where finished tasks are kept
+    resume: bool = False  # take up the journal's results instead of starting anew
 
 
 @dataclass
@@ -89,48 +91,42 @@ def build_space(program: Program, profile: Profile) -> tuple[Space, Saturation]:
     g = EGraph()
     numbers = [g.insert(s.value) for s in normal.stores]
     saturation = saturate(g)
-    merged = merge_equal(g)
+    saturation.merged = merge_equal(g)
     outputs = tuple(Target(s, g.find(n)) for s, n in zip(normal.stores, numbers, strict=True))
-    space = Space(normal, g, outputs, profile)
-    space.counts.duplicate += merged
-    return space, saturation
+    return Space(normal, g, outputs, profile), saturation
+
+
+def _space_only(program: Program, profile: Profile) -> Space:
+    return build_space(program, profile)[0]
 
 
 def search_program(program: Program, options: Options, progress: Progress | None = None) -> Outcome:
-    """Rank µGraphs for a program. Ctrl-C and the time limit keep what was found until then."""
+    """Rank µGraphs for a program. Ctrl-C and the time limit keep what was found until then.
+
+    Raises CheckFailed where nothing was found.
+    """
     start = time.monotonic()
     space, saturation = build_space(program, options.profile)
+    outcome = Outcome([], 0.0, "exhausted", saturation, Counts())
     if options.exhaustive:
         limit = options.time_limit
         space.exhaustive = Exhaustive(None if limit is None else start + limit)
     found: list[Found] = []
-    outcome = Outcome([], 0.0, "exhausted", saturation, space.counts)
-
-    def report() -> None:
-        if progress is not None:
-            best = min((f.prediction.time_us for f in found), default=float("inf"))
-            seen = space.counts.built + space.assigned + space.configured
-            progress(time.monotonic() - start, seen, f"{best:.2f} us")
-
-    def late() -> bool:
-        return options.time_limit is not None and time.monotonic() - start > options.time_limit
-
-    with suppress(KeyboardInterrupt):
+    try:
+        for result in _results(program, space, options, outcome):
+            found.extend(result.found)
+            outcome.counts.add(result.counts)
+            outcome.assigned += result.assigned
+            outcome.configured += result.configured
+            seconds = time.monotonic() - start
+            if progress is not None:
+                best = min((f.prediction.time_us for f in found), default=float("inf"))
+                progress(seconds, outcome.enumerated, f"{best:.2f} us")
+            if options.time_limit is not None and seconds > options.time_limit:
+                outcome.stop_reason = "time limit"
+                break
+    except KeyboardInterrupt:
         outcome.stop_reason = "interrupted"
-        for sizes in options.sizes:
-            for f in space.search_cut((), sizes):
-                found.append(f)
-                report()
-        tasks, outcome.tasks_pruned = _tasks(space, found, options)
-        outcome.tasks = len(tasks) + 1
-        outcome.stop_reason = "exhausted"
-        for results, counts in _execute(tasks, space, program, options, late, outcome):
-            found.extend(results)
-            if counts is not None:
-                space.counts.add(counts[0])
-                space.assigned += counts[1]
-                space.configured += counts[2]
-            report()
     if not found:
         raise CheckFailed(
             f"{program.name}: nothing was found before the search was "
@@ -140,10 +136,30 @@ def search_program(program: Program, options: Options, progress: Progress | None
     if space.exhaustive is not None:
         _note_exhaustive(space.exhaustive, outcome)
     outcome.candidates = _rank(found, options)
-    outcome.counts, outcome.assigned = space.counts, space.assigned
-    outcome.configured = space.configured
     outcome.seconds = time.monotonic() - start
     return outcome
+
+
+def _results(
+    program: Program, space: Space, options: Options, outcome: Outcome
+) -> Iterator[Result]:
+    """The uncut program's result, then those of the cuts that may beat it."""
+    journal = None
+    if options.journal is not None:
+        journal = Journal.open(
+            options.journal, program, options.profile, options.sizes, options.resume
+        )
+    uncut: list[Found] = []
+
+    def run(tasks: list[Task], jobs: int) -> Iterator[Result]:
+        return run_tasks(tasks, space, program, options.sizes, jobs, journal, _space_only)
+
+    for result in run([()], 1):
+        uncut = result.found
+        yield result
+    tasks, outcome.tasks_pruned = _tasks(space, uncut, options)
+    outcome.tasks = len(tasks) + 1
+    yield from run(tasks, options.jobs)
 
 
 def _note_exhaustive(done: Exhaustive, outcome: Outcome) -> None:
@@ -194,90 +210,6 @@ def ideal_bytes(program: Program, sizes: dict[str, int]) -> float:
     )
 
 
-# -- executors ------------------------------------------------------------------------------------
-
-TaskCounts = tuple[Counts, int, int]
-_worker_space: Space | None = None
-
-
-def _start_worker(program: Any, profile: Profile) -> None:
-    global _worker_space
-    from superopt.mugraph.serialize import from_json
-
-    decoded = from_json(program)
-    assert isinstance(decoded, Program)
-    _worker_space, _ = build_space(decoded, profile)
-    _worker_space.counts = Counts()
-
-
-def _run_task(cut: tuple[int, ...], sizes: tuple[Sizes, ...]) -> tuple[list[Any], TaskCounts]:
-    from superopt.mugraph.serialize import to_json
-
-    assert _worker_space is not None
-    space = _worker_space
-    space.counts, space.assigned, space.configured = Counts(), 0, 0
-    results = [
-        (to_json(f.graph), f.sizes, f.configs, f.parts)
-        for s in sizes
-        for f in space.search_cut(cut, s)
-    ]
-    return results, (space.counts, space.assigned, space.configured)
-
-
-def _execute(
-    tasks: Sequence[tuple[int, ...]],
-    space: Space,
-    program: Program,
-    options: Options,
-    late: Callable[[], bool],
-    outcome: Outcome,
-) -> Iterator[tuple[list[Found], TaskCounts | None]]:
-    """Results of the tasks in their order; stops early at the limit or at Ctrl-C, saying so."""
-    try:
-        if options.jobs == 1 or len(tasks) < 2:
-            for cut in tasks:
-                if late():
-                    outcome.stop_reason = "time limit"
-                    return
-                yield [f for s in options.sizes for f in space.search_cut(cut, s)], None
-            return
-        yield from _pool(tasks, program, options, late, outcome)
-    except KeyboardInterrupt:
-        outcome.stop_reason = "interrupted"
-
-
-def _pool(
-    tasks: Sequence[tuple[int, ...]],
-    program: Program,
-    options: Options,
-    late: Callable[[], bool],
-    outcome: Outcome,
-) -> Iterator[tuple[list[Found], TaskCounts | None]]:
-    from superopt.mugraph.serialize import from_json, to_json
-
-    arguments = (to_json(program), options.profile)
-    context = get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, _start_worker, arguments) as pool:
-        waiting: list[Future[tuple[list[Any], TaskCounts]]] = [
-            pool.submit(_run_task, cut, options.sizes) for cut in tasks
-        ]
-        try:
-            for future in waiting:
-                if late():
-                    outcome.stop_reason = "time limit"
-                    return
-                results, counts = future.result()
-                found = []
-                for data, sizes, configs, parts in results:
-                    graph = from_json(data)
-                    assert isinstance(graph, KernelGraph)
-                    found.append(Found(graph, sizes, configs, parts))
-                yield found, counts
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 # -- ranking --------------------------------------------------------------------------------------
 
 
@@ -297,7 +229,8 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
                 at[sizes] = best
         result.append(Candidate(graph, at))
     best_at = {
-        s: min((c.at[s][1].time_us for c in result if s in c.at), default=1.0) for s in options.sizes
+        s: min((c.at[s][1].time_us for c in result if s in c.at), default=1.0)
+        for s in options.sizes
     }
 
     def score(c: Candidate) -> tuple[float, str]:
@@ -337,7 +270,9 @@ def choices(kept: Sequence[Candidate], sizes: Sequence[Sizes]) -> list[tuple[Siz
     return result
 
 
-def to_choice(sizes: Sizes, candidate: Candidate, configs: tuple[Config, ...] | None = None) -> Choice:
+def to_choice(
+    sizes: Sizes, candidate: Candidate, configs: tuple[Config, ...] | None = None
+) -> Choice:
     names = {s.name for s in symbols_of(candidate.graph.inputs)}
     limits = tuple(sorted((n, v) for n, v in sizes if n in names))
     return Choice(limits, candidate.graph, configs or candidate.at[sizes][0])

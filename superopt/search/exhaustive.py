@@ -1,7 +1,9 @@
-"""Enumeration without the guide: every term over a program's operators, up to a bound on their number.
+"""Enumeration without the guide: every term over a program's operators, up to a bound on their
+number.
 
 The guided enumeration builds only terms of the program's own classes. This one builds all that
-types allow, a level an operator, merging terms by fingerprint alone: it checks, on small programs, that the
+types allow, a level an operator, merging terms by fingerprint alone: it checks, on small programs,
+that the
 guide loses nothing. A matrix product counts as one operator, as does an operation with a constant.
 Types: a value has no more axes than the target has; at the last level, just its axes.
 """

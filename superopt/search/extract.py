@@ -1,8 +1,10 @@
 """Tile terms, enumerated bottom-up from the saturated e-graph.
 
-For given grid axes, every class gets its few cheapest terms: each e-node says how terms of its children
+For given grid axes, every class gets its few cheapest terms: each e-node says how terms of its
+children
 make a term of its class (the guide: nothing outside the program's own classes is built). A term is
-an expression; its cost is the work of the whole launch, counted over its DAG, recomputation by programs
+an expression; its cost is the work of the whole launch, counted over its DAG, recomputation by
+programs
 that do not differ in it included.
 """
 
@@ -45,7 +47,8 @@ class Counts:
 
 
 def contraction(e: Expr) -> tuple[Expr, Expr] | None:
-    """The operands of a sum of a product whose factors each vary along an axis that the other lacks."""
+    """The operands of a sum of a product whose factors each vary along an axis that the other
+    lacks."""
     if e.op != "reduce" or e.attr.monoid != "sum" or len(e.attr.axes) != 1:
         return None
     body = e.args[0]
@@ -200,7 +203,9 @@ class Extractor:
         if scale != 1.0 and inverses and ordered[0] is inverses[0]:  # c * (1 / a) -> c / a
             ordered[0] = op("div", const(scale, dtype), inverses.pop(0).args[1])
             scale = 1.0
-        last = ordered[-1] if inverses and ordered[-1] is inverses[-1] and len(ordered) > 1 else None
+        last = (
+            ordered[-1] if inverses and ordered[-1] is inverses[-1] and len(ordered) > 1 else None
+        )
         if last is not None:  # a * (1 / b) -> a / b, where b varies as much as the product
             ordered = ordered[:-1]
         result = _scaled(ordered[0], scale, dtype, alone=len(ordered) == 1)

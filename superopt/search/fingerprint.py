@@ -1,9 +1,12 @@
 """Fingerprints: what makes two terms observationally equal, without looking at real extents.
 
-Every axis, whatever its extent, is sampled at a few index values; a load is a pseudo-random function of
-its tensor and indices, in many worlds side by side; a reduction runs over the sampled values only. What holds of terms for all
+Every axis, whatever its extent, is sampled at a few index values; a load is a pseudo-random
+function of
+its tensor and indices, in many worlds side by side; a reduction runs over the sampled values only.
+What holds of terms for all
 extents holds of their samples, so equal terms have equal fingerprints; different ones differ with
-high probability (float64, rounded to 9 digits). Nothing is trusted on this evidence alone: the kernel
+high probability (float64, rounded to 9 digits). Nothing is trusted on this evidence alone: the
+kernel
 that is kept is checked against the program at real extents.
 """
 
@@ -62,7 +65,10 @@ class Fingerprints:
             with np.errstate(all="ignore"):
                 v = np.where(np.isfinite(v), np.round(v / scale) * scale, v) + 0.0
         shape = tuple((n, s) for n, s in enumerate(v.shape) if s > 1)
-        return repr((dims, shape, DTYPES[root.dtype].kind)).encode() + np.ascontiguousarray(v).tobytes()
+        return (
+            repr((dims, shape, DTYPES[root.dtype].kind)).encode()
+            + np.ascontiguousarray(v).tobytes()
+        )
 
     def _dim(self, name: str) -> int:
         return self.names.setdefault(name, len(self.names) + 1)  # the last dimension: worlds
@@ -87,9 +93,9 @@ class Fingerprints:
     def _cast(self, v: Array, node: Expr) -> Array:
         kind = DTYPES[node.dtype].kind
         if kind == "float":
-            return v.astype(np.float64)
+            return np.asarray(v, np.float64)
         if kind == "bool":
-            return v != 0
+            return np.asarray(v != 0)
         return np.nan_to_num(np.trunc(v), posinf=2.0**40, neginf=-(2.0**40)).astype(np.int64)
 
     def _load(self, node: Expr) -> Array:
@@ -116,7 +122,9 @@ class Fingerprints:
                 if node.attr.monoid == "sum":
                     v = v * float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
                 elif node.attr.monoid == "prod":
-                    v = v ** float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
+                    v = v ** float(
+                        a.extent.attr if a.extent.op == "const" else self.value(a.extent)
+                    )
                 continue
             v = row.numpy.reduce(v, axis=position, keepdims=True)
         return v

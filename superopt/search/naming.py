@@ -75,4 +75,3 @@ def _rename(root: Expr, names: dict[Axis, Axis]) -> Expr:
         else:
             done[node] = rebuild(node, args)
     return done[root]
-

@@ -93,7 +93,9 @@ def _split_axes(s: Store) -> Store:
             continue
         outer = fresh(Axis(f"{a.name}o", index(a.extent.attr // d)), s.axes)
         inner = fresh(Axis(f"{a.name}i", index(d)), (*s.axes, outer))
-        s = _substitute_axis(s, a, (outer, inner), op("add", op("mul", axis(outer), index(d)), axis(inner)))
+        s = _substitute_axis(
+            s, a, (outer, inner), op("add", op("mul", axis(outer), index(d)), axis(inner))
+        )
     return s
 
 

@@ -1,6 +1,7 @@
 """Which values reach global memory: cuts of the saturated program.
 
-A cut is a set of classes that become temporaries. Candidates are the classes of reductions and what is
+A cut is a set of classes that become temporaries. Candidates are the classes of reductions and
+what is
 computed from them without a further axis, where another reduction uses them: elsewhere recomputing
 is free, or nothing is gained by storing.
 """
@@ -42,7 +43,9 @@ def reducing(g: EGraph) -> set[int]:
         for c, k in g.classes.items():
             if c in found:
                 continue
-            if all(n.op == "reduce" or any(g.find(x) in found for x in n.children) for n in k.nodes):
+            if all(
+                n.op == "reduce" or any(g.find(x) in found for x in n.children) for n in k.nodes
+            ):
                 found.add(c)
                 changed = True
     return found
@@ -83,7 +86,9 @@ def candidates(
     ends: dict[object, list[tuple[bool, float, float, int]]] = {}
     for row in sorted(scored, key=lambda r: r[3]):
         ends.setdefault((row[:3], g.classes[row[3]].free), []).append(row)
-    kept = {row for rows in ends.values() for row in (rows[0], rows[-1])}  # first and last of a chain
+    kept = {
+        row for rows in ends.values() for row in (rows[0], rows[-1])
+    }  # first and last of a chain
     return [c for *_, c in sorted(kept)[:MOST_CANDIDATES]]
 
 

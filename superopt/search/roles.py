@@ -1,7 +1,9 @@
 """From terms to branches: which axes share a name, and what role each plays.
 
-Bound axes of one extent share a name wherever no capture forbids it, with a stored axis too where that
-one is not split over programs: a row that is summed and then stored is then held once, or looped over
+Bound axes of one extent share a name wherever no capture forbids it, with a stored axis too where
+that
+one is not split over programs: a row that is summed and then stored is then held once, or looped
+over
 in one pass a reduction. A role is chosen for every name.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 
 from superopt.mugraph import index as ix
 from superopt.mugraph.expr import (
@@ -55,7 +57,8 @@ def share_axes(stores: tuple[Store, ...], held: frozenset[Axis]) -> tuple[Store,
         if node in memo:
             return memo[node]
         if node.op == "reduce":
-            body, taken = node.args[0], set()
+            body = node.args[0]
+            taken: set[Axis] = set()
             binding: dict[Axis, Expr] = {}
             for a in node.attr.axes:
                 new = choose(a, body, taken)
@@ -74,7 +77,8 @@ def share_axes(stores: tuple[Store, ...], held: frozenset[Axis]) -> tuple[Store,
 
 
 def programs_only(stores: tuple[Store, ...], split: frozenset[Axis]) -> frozenset[Axis]:
-    """Split axes that must be one index a program: batches of a contraction, and surplus row axes."""
+    """Split axes that must be one index a program: batches of a contraction, and surplus row
+    axes."""
     single: set[Axis] = set()
     for node in toposort(*(s.value for s in stores)):
         pair = contraction(node)
@@ -133,8 +137,7 @@ def branches(
     single = programs_only(shared, split)
     free = sorted({*bound_axes(shared), *(stored - split)}, key=lambda a: a.name)
     options = [_held_roles(a, largest) for a in free]
-    count = 0
-    for choice in product(*options):
+    for choice in islice(product(*options), MOST_ROLES):
         roles = {a.name: ("program" if a in single else "grid") for a in split}
         roles.update({a.name: r for a, r in zip(free, choice, strict=True)})
         looped = frozenset(n for n, r in roles.items() if r == "loop")
@@ -142,9 +145,6 @@ def branches(
         branch = Branch(body, tuple(sorted(roles.items())))
         if illegal(branch) is None:
             yield branch
-        count += 1
-        if count >= MOST_ROLES:
-            return
 
 
 def _held_roles(a: Axis, largest: Mapping[str, int]) -> list[str]:

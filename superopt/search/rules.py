@@ -2,7 +2,8 @@
 
 Each row has a name, what it rewrites to what, its precondition, and a function that yields classes
 equal to the one in which it was found. All hold over the reals extended by infinities where both
-sides are defined; casts between floats are hints (see `egraph`). At most three operators stand on a left side.
+sides are defined; casts between floats are hints (see `egraph`). At most three operators stand on
+a left side.
 """
 
 from __future__ import annotations
@@ -163,8 +164,10 @@ RULES: tuple[Rule, ...] = (
          _sum_distributes),
     Rule("extreme-shifts", "max[k] c+e -> c + max[k] e", "c does not vary along k; c finite",
          _extreme_shifts),
-    Rule("extreme-scales", "max[k] c*e -> c * max[k] e", "c is a positive constant", _extreme_scales),
-    Rule("inverse-of-product", "1/(a*b) -> 1/a * 1/b", "a and b not 0 with infinity", _inverse_of_product),
+    Rule("extreme-scales", "max[k] c*e -> c * max[k] e", "c is a positive constant",
+         _extreme_scales),
+    Rule("inverse-of-product", "1/(a*b) -> 1/a * 1/b", "a and b not 0 with infinity",
+         _inverse_of_product),
     Rule("inverse-of-root", "1/sqrt(a) -> rsqrt(a)", "none", _inverse_of_root),
     Rule("product-flattens", "a*(b*c) -> a*b*c", "none", _product_flattens),
 )  # fmt: skip
@@ -172,20 +175,23 @@ RULES: tuple[Rule, ...] = (
 
 @dataclass
 class Saturation:
-    """How a saturation ended: 'saturated' or 'node limit', after so many rounds, with counts by rule."""
+    """How a saturation ended: 'saturated' or 'node limit', after so many rounds, with counts by
+    rule."""
 
     stop_reason: str
     rounds: int
     nodes: int
     classes: int
     applied: dict[str, int]
+    merged: int = 0  # classes that no rule, but their fingerprints, found equal
 
 
 def saturate(g: EGraph, node_limit: int = 4000, round_limit: int = 12) -> Saturation:
     """Apply all rules until nothing new is found or a limit is met."""
     applied = {r.name: 0 for r in RULES}
     reason, rounds = "round limit", 0
-    for rounds in range(1, round_limit + 1):
+    while rounds < round_limit:
+        rounds += 1
         changed = False
         for c in sorted(g.classes):
             if c not in g.classes or g.size > node_limit:

@@ -18,7 +18,7 @@ from superopt.mugraph.program import Branch, Config, Kernel, KernelGraph, Progra
 from superopt.search.egraph import EGraph
 from superopt.search.exhaustive import LARGEST, Exhausted, enumerate_all, operators
 from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
-from superopt.search.partition import Temporary, operand_type, temporary
+from superopt.search.partition import operand_type, temporary
 from superopt.search.roles import branches
 
 VARIANTS = 4  # branches of a group that become candidates of their own
@@ -111,9 +111,7 @@ class Space:
 
     # -- stages ---------------------------------------------------------------------------------
 
-    def _plan(
-        self, cut: tuple[int, ...]
-    ) -> tuple[list[list[Target]], dict[int, Expr]] | None:
+    def _plan(self, cut: tuple[int, ...]) -> tuple[list[list[Target]], dict[int, Expr]] | None:
         """Order the temporaries by need, and give every store the stage at which it can run."""
         g = self.graph
         rows = [a for t in self.outputs for a in t.shape.axes]
@@ -171,7 +169,12 @@ class Space:
         if any(not t for t in terms):
             return None
         loaded = {n.attr for t in terms for n in toposort(t[0]) if n.op == "load"}
-        return {k for k, v in allowed.items() for n in toposort(v) if n.op == "load" and n.attr in loaded}
+        return {
+            k
+            for k, v in allowed.items()
+            for n in toposort(v)
+            if n.op == "load" and n.attr in loaded
+        }
 
     def _nominal_sizes(self) -> Sizes:
         return tuple((s.name, max(s.low, min(s.high, 4096))) for s in self.program.symbols)
@@ -203,9 +206,7 @@ class Space:
                 known = memo[free] = float(inside * repeated)
             return known
 
-        weights = Weights(
-            1 / p.dram_bytes_per_s, 1 / p.scalar_per_s, 1 / p.dot_f16 / 0.6
-        )
+        weights = Weights(1 / p.dram_bytes_per_s, 1 / p.scalar_per_s, 1 / p.dot_f16 / 0.6)
         coster = Coster(volume, weights)
         extractor = Extractor(self.graph, coster, given)
         extractor.run(list(roots))
@@ -277,7 +278,8 @@ class Space:
                 yield from branches(stores, split, dict(sizes))
 
     def _splits(self, stored: frozenset[Axis]) -> Iterator[frozenset[Axis]]:
-        """Which stored axes are split over programs: all, or all but those as long as a bound axis."""
+        """Which stored axes are split over programs: all, or all but those as long as a bound
+        axis."""
         bound = {
             a.extent
             for k in self.graph.classes.values()
