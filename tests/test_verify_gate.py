@@ -47,6 +47,15 @@ def test_sound_kernels_pass(worker: Worker, tmp_path: Path, name: str, full: boo
     assert not result.left_out
 
 
+@pytest.mark.parametrize("old, new", [("", ""), ("acc * scale", "1.02 * acc * scale")])
+def test_bfloat16_is_computed_as_a_gpu_does(
+    worker: Worker, tmp_path: Path, old: str, new: str
+) -> None:
+    source = kernels.NORM_LINEAR.replace(old, new) if old else kernels.NORM_LINEAR
+    result = run(worker, tmp_path, kernels.norm_linear(dtype="bf16"), source)
+    assert result.passed == (not old), str(result)
+
+
 # kernel, what is broken, by what; the inputs or the sentence that show it
 MUTANTS = [
     ("norm_linear", "(rows[:, None] < B) & (k[None, :] < K)", "k[None, :] < K", "outside of every"),

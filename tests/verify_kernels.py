@@ -124,7 +124,11 @@ def centred_rows(x):
 
 
 def norm_linear(
-    k_extent: int = 96, n_extent: int = 80, epsilon: float = 1e-6, hoisted: bool = False
+    k_extent: int = 96,
+    n_extent: int = 80,
+    epsilon: float = 1e-6,
+    hoisted: bool = False,
+    dtype: str = "f16",
 ) -> Program:
     """x (B, K), w (K, N) -> (B, N): the norm before the product, or after it (`hoisted`)."""
     i, k, n = Axis("i", B), Axis("k", index(k_extent)), Axis("n", index(n_extent))

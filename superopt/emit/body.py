@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 from superopt.emit.code import Code, join, quote, subscript, text
 from superopt.emit.names import Namer
@@ -98,6 +99,7 @@ class Writer:
         self.used_index: set[Axis] = set()
         self.used_mask: set[Axis] = set()
         self.users = self._users()
+        self.place = {e: n for n, e in enumerate(self.plan.sorted)}  # a dot's left factor first
 
     def stem(self, x: Tensor | Axis) -> str:
         return self.alias.get(x, x.name).lower()
@@ -273,17 +275,23 @@ class Writer:
     # -- items ----------------------------------------------------------------------------------
 
     def items(self, items: Sequence[Item]) -> None:
-        for item in items:
-            if isinstance(item, Compute):
-                self.compute(item.value)
-            elif isinstance(item, Write):
-                self.store(item.store)
-            else:
-                self.loop(item)
+        for kind, group in groupby(items, key=type):
+            run = list(group)
+            if kind is Compute:
+                values = [i.value for i in run if isinstance(i, Compute)]
+                for e in sorted(filter(self.written, values), key=self.place.__getitem__):
+                    self.compute(e)
+            for item in run:
+                if isinstance(item, Write):
+                    self.store(item.store)
+                elif isinstance(item, Loop):
+                    self.loop(item)
+
+    def written(self, e: Expr) -> bool:
+        """Not a cast that changes nothing, nor a product that a dot does."""
+        return core(e) is e and e in self.place
 
     def compute(self, e: Expr) -> None:
-        if core(e) is not e or e not in self.plan.order:
-            return  # a cast that changes nothing, or a product that a dot does
         order = self.plan.order[e]
         if e.op == "load":
             self.load(e, order)

@@ -121,11 +121,11 @@ def _signature(params: tuple[tuple[Param, str], ...], first: str = "") -> list[s
     return [", ".join(group) + "," for group in lines]
 
 
-def wrapped(items: list[str]) -> list[list[str]]:
-    """Items in lines of up to 92 columns."""
+def wrapped(items: list[str], width: int = 92) -> list[list[str]]:
+    """Items in lines of up to `width` columns."""
     lines: list[list[str]] = []
     for item in items:
-        if lines and sum(len(x) + 2 for x in lines[-1]) + len(item) < 92:
+        if lines and sum(len(x) + 2 for x in lines[-1]) + len(item) < width:
             lines[-1].append(item)
         else:
             lines.append([item])
@@ -149,24 +149,25 @@ def _joined(
     function = {twin: f"{stem}_part{n or ''}" for n, twin in enumerate(dict.fromkeys(twins))}
     namer = Namer({*options.reserved, "pid", *function.values()})
     outer: dict[Param, str] = {}
-    lines, calls, start = ["    pid = tl.program_id(0)"], [], "0"
+    lines, start = ["    pid = tl.program_id(0)"], "0"
+    calls: list[str] = []
     for number, (branch, body) in enumerate(zip(kernel.branches, bodies, strict=True)):
         names = {local: _outer(outer, namer, branch, p, local) for p, local in body.params}
         place = f"pid - {start}" if number else "pid"
-        arguments = ", ".join([place, *(names[n] for _, n in body.params)])
-        calls.append(f"        {function[twins[number]]}({arguments})")
+        calls.append(_condition(number, len(bodies)))
+        arguments = wrapped([place, *(names[n] for _, n in body.params)], 84)
+        calls += [
+            f"        {function[twins[number]]}(",
+            *(f"            {', '.join(group)}," for group in arguments),
+            "        )  # fmt: skip",
+        ]
         if number < len(bodies) - 1:
             programs, end = text(_Rename(names).visit(copy.deepcopy(body.programs))), f"end{number}"
             lines.append(
                 f"    {end} = {start} + {programs}" if number else f"    {end} = {programs}"
             )
             start = end
-    heads = [
-        "    if pid < end0:",
-        *(f"    elif pid < end{n}:" for n in range(1, len(bodies) - 1)),
-        "    else:",
-    ]
-    lines += [line for pair in zip(heads, calls, strict=True) for line in pair]
+    lines += calls
     params = in_signature_order(outer)
     parts = [
         _def(function[n], _signature(bodies[n].params, "pid"), list(bodies[n].lines))
@@ -175,6 +176,12 @@ def _joined(
     source = "\n\n".join([*parts, _def(name, _signature(params), lines)])
     helpers = frozenset().union(*(b.helpers for b in bodies))
     return KernelText(kernel, name, source, params, helpers, wide)
+
+
+def _condition(number: int, count: int) -> str:
+    if number == count - 1:
+        return "    else:"
+    return f"    {'elif' if number else 'if'} pid < end{number}:"
 
 
 def _outer(outer: dict[Param, str], namer: Namer, branch: Branch, param: Param, local: str) -> str:

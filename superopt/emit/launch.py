@@ -135,7 +135,7 @@ class Launcher:
         constants = [f"{n}={self.constant(p, kernel)}" for p, n in fixed]
         call = [f"wrap({kernel.name})[(programs,)]("]
         for group in (positional, self.strides(kernel), constants, [f"**{config}"]):
-            call += [f"    {', '.join(line)}," for line in wrapped(group)]
+            call += [f"    {', '.join(line)}," for line in wrapped(group, 84)]
         call.append(")  # fmt: skip")
         if self.may_be_empty(kernel):
             call = ["if programs:", *(f"    {line}" for line in call)]

@@ -51,7 +51,8 @@ def dot_of(branch: Branch, node: Expr) -> Dot | None:
     """The dot that a reduce node is, or None where it is a product and a sum of their own.
 
     A dot is a float sum over one axis of a product whose factors each have exactly one tile axis
-    that the other has not; at most one further axis is shared (the batch).
+    that the other has not; at most one further axis is shared (the batch). Rows are the axis that
+    the branch names first.
     """
     if node.op != "reduce" or node.attr.monoid != "sum" or len(node.attr.axes) != 1:
         return None
@@ -64,6 +65,8 @@ def dot_of(branch: Branch, node: Expr) -> Dot | None:
     if k not in in_a & in_b or len(in_a - in_b) != 1 or len(in_b - in_a) != 1 or len(shared) > 1:
         return None
     (m,), (n,) = in_a - in_b, in_b - in_a
+    if branch.axes.index(n) < branch.axes.index(m):
+        a, b, m, n = b, a, n, m
     return Dot(a, b, m, n, k, next(iter(shared), None), _operand(node, a, b))
 
 

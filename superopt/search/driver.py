@@ -25,9 +25,9 @@ from superopt.mugraph.text import print_graph
 from superopt.search.egraph import EGraph
 from superopt.search.executor import Journal, Result, Task, run_tasks
 from superopt.search.extract import Counts
-from superopt.search.fingerprint import merge_equal
 from superopt.search.naming import rename_axes
 from superopt.search.normalise import normalise
+from superopt.search.observe import merge_equal
 from superopt.search.partition import candidates, cuts, temporary
 from superopt.search.rules import Saturation, saturate
 from superopt.search.space import Exhaustive, Found, Sizes, Space, Target

@@ -17,6 +17,7 @@ from superopt.mugraph.dtypes import DTYPES, is_float
 from superopt.mugraph.expr import Axis, Expr, cast, const, op, reduce, toposort
 from superopt.mugraph.ops import OPS
 from superopt.search.egraph import EGraph, ENode
+from superopt.search.fingerprint import Accuracy
 
 KEEP = 3  # terms kept a class
 Volume = Callable[[frozenset[Axis]], float]
@@ -109,6 +110,7 @@ class Extractor:
     graph: EGraph
     cost: Coster
     given: Mapping[int, Expr]
+    accuracy: Accuracy
     counts: Counts = field(default_factory=Counts)
     terms: dict[int, list[Expr]] = field(default_factory=dict)
 
@@ -154,13 +156,24 @@ class Extractor:
                     self.counts.duplicate += 1
                 else:
                     found[term] = None
-        best = sorted(found, key=lambda t: (self.cost(t), t.size, t.digest))[:KEEP]
+        best = self._front(sorted(found, key=lambda t: (self.cost(t), t.size, t.digest)))
         if best == known:
             return False
         self.counts.dominated += len(found) - len(best)
         self.counts.kept += len(best)
         self.terms[c] = best
         return True
+
+    def _front(self, ordered: list[Expr]) -> list[Expr]:
+        """The cheapest terms, and the cheapest accurate one if it is not among them.
+
+        A safe and an unsafe form have the same real-number value: cost alone would drop the safe one.
+        """
+        best = ordered[:KEEP]
+        if len(ordered) <= KEEP:
+            return best
+        safe = [t for t, ok in zip(ordered, self.accuracy.safe(ordered), strict=True) if ok]
+        return best if set(safe) & set(best) else [*best[:-1], safe[0]]
 
     def _choices(self, children: tuple[int, ...]) -> Iterator[tuple[Expr, ...]]:
         """The children's best terms; then with one child's next best at a time."""

@@ -13,6 +13,7 @@ that is kept is checked against the program at real extents.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ import numpy as np
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Axis, Expr, toposort
 from superopt.mugraph.ops import MONOIDS, OPS
-from superopt.search.egraph import EGraph
-from superopt.search.extract import Coster, Extractor, Weights
 
 POINTS = 5  # index values an axis is sampled at, one in each fifth: both sides of a comparison
 WORLDS = 32  # contents of memory: comparisons fall both ways in some of them
@@ -33,10 +32,22 @@ def _seed(*parts: object) -> int:
 
 
 class Fingerprints:
-    """Values of terms at sampled axis points; equal keys mean observationally equal terms."""
+    """Values of terms at sampled axis points; equal keys mean observationally equal terms.
 
-    def __init__(self, seed: int = 0) -> None:
+    `precision`: the float type to compute in. `scale`, `offset`: of every float input, a world each.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        precision: type[np.floating[Any]] = np.float64,
+        scale: Array | None = None,
+        offset: Array | None = None,
+    ) -> None:
         self.seed = seed
+        self.precision = precision
+        self.scale = np.full(WORLDS, 4.0) if scale is None else scale
+        self.offset = np.zeros(WORLDS) if offset is None else offset
         self.values: dict[Expr, Array] = {}
         self.names: dict[str, int] = {}  # axis name -> its dimension, shared by all arrays
 
@@ -76,7 +87,8 @@ class Fingerprints:
     def _node(self, node: Expr) -> Array:
         match node.op:
             case "const":
-                return np.asarray(node.attr)
+                kind = DTYPES[node.dtype].kind
+                return np.asarray(node.attr, self.precision if kind == "float" else None)
             case "sym":
                 return np.asarray(_seed(self.seed, "sym", node.attr.name) % 9973 + 7)
             case "axis":
@@ -88,19 +100,20 @@ class Fingerprints:
                 return self._cast(self.values[node.args[0]], node)
             case "reduce":
                 return self._reduce(node)
-        return np.asarray(OPS[node.op].numpy(*(self.values[a] for a in node.args)))
+        result = np.asarray(OPS[node.op].numpy(*(self.values[a] for a in node.args)))
+        return result.astype(self.precision) if DTYPES[node.dtype].kind == "float" else result
 
     def _cast(self, v: Array, node: Expr) -> Array:
         kind = DTYPES[node.dtype].kind
         if kind == "float":
-            return np.asarray(v, np.float64)
+            return np.asarray(v, self.precision)
         if kind == "bool":
             return np.asarray(v != 0)
         return np.nan_to_num(np.trunc(v), posinf=2.0**40, neginf=-(2.0**40)).astype(np.int64)
 
     def _load(self, node: Expr) -> Array:
         seed = _seed(self.seed, "tensor", node.attr.name) & 0x7FFFFFFF
-        state = np.random.default_rng(seed).integers(0, 1 << 31, WORLDS)
+        state = np.random.default_rng(seed).integers(0, 1 << 31, len(self.scale))
         for e in node.args[:-1]:
             state = (state * 1000003 + self.values[e].astype(np.int64) * 7919 + 12345) & 0x7FFFFFFF
             state = (state ^ (state >> 13)) * 1274126177 & 0x7FFFFFFF
@@ -110,7 +123,8 @@ class Fingerprints:
         elif kind == "int":
             v = (state >> 7) % 5
         else:
-            v = 4.0 * ((state % 100003) / 50001.5 - 1.0) ** 3  # most are small, some past 1
+            cubed = ((state % 100003) / 50001.5 - 1.0) ** 3  # most are small, some are not
+            v = (self.scale * cubed + self.offset).astype(np.float32).astype(self.precision)
         return np.where(self.values[node.args[-1]].astype(bool), v, np.zeros((), v.dtype))
 
     def _reduce(self, node: Expr) -> Array:
@@ -130,29 +144,46 @@ class Fingerprints:
         return v
 
 
-def merge_equal(g: EGraph) -> int:
-    """Merge classes that are observationally equal; how many were merged.
-
-    The rules need not know every identity that a program happens to use.
-    """
-    values = Fingerprints()
-    terms = _representatives(g)
-    seen: dict[bytes, int] = {}
-    merged = 0
-    for c, term in terms.items():
-        if not g.classes[g.find(c)].dtype.startswith("f"):
-            continue
-        key = values.key(term)
-        if key in seen and g[seen[key]].free == g[c].free:
-            merged += g.union(seen[key], c)
-        seen.setdefault(key, c)
-    g.rebuild()
-    return merged
+HOSTILE = (  # (scale, offset) of all inputs: ordinary, shifted, large, tiny
+    (4.0, 0.0), (4.0, 0.0), (1.0, 100.0), (1.0, 1000.0), (1.0, -1000.0), (400.0, 0.0), (1e-4, 0.0),
+)  # fmt: skip
 
 
-def _representatives(g: EGraph) -> dict[int, Expr]:
-    """A small term for each class."""
-    unit = Coster(lambda free: 1.0, Weights(1.0, 1.0, 1.0))
-    extractor = Extractor(g, unit, {})
-    extractor.run(list(g.classes))
-    return {c: terms[0] for c, terms in extractor.terms.items() if terms}
+class Accuracy:
+    """The error of terms at working precision (fp32) on hostile inputs, against float64."""
+
+    def __init__(self, seed: int = 0) -> None:
+        scale, offset = (np.asarray(column) for column in zip(*HOSTILE, strict=True))
+        self.exact = Fingerprints(seed, np.float64, scale, offset)
+        self.working = Fingerprints(seed, np.float32, scale, offset)
+        self.known: dict[Expr, float] = {}
+
+    def __call__(self, term: Expr) -> float:
+        """The largest error over the worlds, relative to the largest value in its world."""
+        if term not in self.known:
+            self.known[term] = self._error(term)
+        return self.known[term]
+
+    def _error(self, term: Expr) -> float:
+        want = np.asarray(self.exact.value(term), np.float64)
+        got = np.asarray(self.working.value(term), np.float64)
+        want, got = np.broadcast_arrays(want, got)
+        fits = np.abs(want) < np.finfo(np.float32).max  # else fp32 cannot hold the value either
+        sane = fits | ~np.isfinite(want)
+        broken = sane & (np.isfinite(want) != np.isfinite(got))
+        if broken.any():
+            return float("inf")
+        compared = fits & np.isfinite(want)
+        if not compared.any():
+            return 0.0
+        size = np.abs(np.where(compared, want, 0.0))
+        largest = size.max(axis=tuple(range(size.ndim - 1)), keepdims=True) if size.ndim else size
+        with np.errstate(all="ignore"):
+            error = np.where(compared, np.abs(got - want) / (largest + 1e-30), 0.0)
+        return float(error.max())
+
+    def safe(self, terms: Sequence[Expr]) -> list[bool]:
+        """Which of some equal terms are about as accurate as the best of them."""
+        errors = [self(t) for t in terms]
+        bar = max(8 * min(errors), 1e-5)
+        return [e <= bar for e in errors]

@@ -11,27 +11,29 @@ STORED = ("n", "m", "h", "g", "p", "q", "r", "s")  # from the last dimension to 
 BOUND = ("k", "l", "j", "i", "u", "v")
 
 
+Use = tuple[Axis, str]  # an axis and its role: one name means one tile size in a whole kernel
+
+
 def rename_axes(graph: KernelGraph) -> KernelGraph:
-    """The same µGraph with short names; an axis has one name in all kernels."""
-    stored: dict[Axis, None] = {}
-    bound: dict[Axis, None] = {}
+    """The same µGraph with short names; an axis in one role has one name in all kernels."""
+    stored: dict[Use, None] = {}
+    bound: dict[Use, None] = {}
     for kernel in reversed(graph.kernels):
         for branch in kernel.branches:
             for s in branch.stores:
-                stored.update(dict.fromkeys(reversed(s.axes)))
-            bound.update(dict.fromkeys(branch.axes))
+                stored.update({(a, branch.role(a)): None for a in reversed(s.axes)})
+            bound.update({(a, branch.role(a)): None for a in branch.axes})
     taken = {s.name.lower() for s in graph.symbols} | {t.name for t in graph.inputs}
-    names: dict[Axis, Axis] = {}
+    names: dict[Use, Axis] = {}
     for group, letters in ((stored, STORED), (bound, BOUND)):
-        for a in group:
-            if a in names:
+        for a, role in group:
+            if (a, role) in names:
                 continue
-            plain = a.extent.op == "sym" and a.extent.attr.name.lower() not in {
-                n.name for n in names.values()
-            }
-            name = a.extent.attr.name.lower() if plain else _unused(letters, taken)
+            own = a.extent.attr.name.lower() if a.extent.op == "sym" else ""
+            used = {n.name for n in names.values()}
+            name = own if own and own not in used else _unused(letters, taken)
             taken.add(name)
-            names[a] = Axis(name, a.extent)
+            names[a, role] = Axis(name, a.extent)
     kernels = tuple(
         replace(k, branches=tuple(_branch(b, names) for b in k.branches)) for k in graph.kernels
     )
@@ -48,7 +50,8 @@ def _unused(letters: tuple[str, ...], taken: set[str]) -> str:
         number += 1
 
 
-def _branch(b: Branch, names: dict[Axis, Axis]) -> Branch:
+def _branch(b: Branch, uses: dict[Use, Axis]) -> Branch:
+    names = {a: uses[a, b.role(a)] for a in b.axes}
     roles = {names[a].name: b.role(a) for a in b.axes}
     stores = tuple(
         Store(

@@ -18,6 +18,7 @@ from superopt.mugraph.program import Branch, Config, Kernel, KernelGraph, Progra
 from superopt.search.egraph import EGraph
 from superopt.search.exhaustive import LARGEST, Exhausted, enumerate_all, operators
 from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
+from superopt.search.fingerprint import Accuracy
 from superopt.search.partition import operand_type, temporary
 from superopt.search.roles import branches
 
@@ -65,6 +66,9 @@ class Space:
     outputs: tuple[Target, ...]
     profile: Profile
     exhaustive: Exhaustive | None = None
+    allow_unsafe: bool = False
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    refused: dict[Expr, float] = field(default_factory=dict)  # inaccurate terms and their errors
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0  # role assignments looked at
     configured: int = 0  # configurations predicted
@@ -208,7 +212,7 @@ class Space:
 
         weights = Weights(1 / p.dram_bytes_per_s, 1 / p.scalar_per_s, 1 / p.dot_f16 / 0.6)
         coster = Coster(volume, weights)
-        extractor = Extractor(self.graph, coster, given)
+        extractor = Extractor(self.graph, coster, given, self.accuracy)
         extractor.run(list(roots))
         self.counts.add(extractor.counts)
         terms = [extractor.terms.get(self.graph.find(r), []) for r in roots]
@@ -270,12 +274,19 @@ class Space:
             terms = self._terms(numbers, split, below, dict(sizes))
             if any(not t for t in terms):
                 continue
+            terms = [self._accurate(t) for t in terms]
             for choice in _choices(terms):
                 stores = tuple(
                     replace(t.shape, value=_stored(e, t.shape.tensor.dtype))
                     for t, e in zip(group, choice, strict=True)
                 )
                 yield from branches(stores, split, dict(sizes))
+
+    def _accurate(self, terms: list[Expr]) -> list[Expr]:
+        """Drop terms that lose precision where others of their value do not; keep note of them."""
+        verdicts = list(zip(terms, self.accuracy.safe(terms), strict=True))
+        self.refused.update({t: self.accuracy(t) for t, safe in verdicts if not safe})
+        return terms if self.allow_unsafe else [t for t, safe in verdicts if safe]
 
     def _splits(self, stored: frozenset[Axis]) -> Iterator[frozenset[Axis]]:
         """Which stored axes are split over programs: all, or all but those as long as a bound

@@ -243,6 +243,10 @@ def _translate(spec: Spec, error: Exception) -> NoReturn:
             f"{where}: {spec.name}: control flow or a shape depends on a tensor's values, which a"
             " kernel made ahead cannot follow; use torch.where in place of if"
         ) from error
+    if found := _OUTSIDE.search(text):
+        dims = [d for d, size in hints(spec).items() if size == int(found[1])]
+        if dims:
+            raise SpecError(f"{where}: {spec.name}: {_specialised(dims[0], found[2])}") from error
     if "Constraints violated" in text:
         raise SpecError(f"{where}: {spec.name}: {_constraint(spec, text)}") from error
     first = text.strip().splitlines()[0] if text.strip() else ""
@@ -256,20 +260,24 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 _CONSTANT = re.compile(r"marked (\S+) as dynamic but your code specialized it .* \((\d+)\)")
+_OUTSIDE = re.compile(r"^(\d+) not in VR\[(\d+), \2\]")  # the size traced at, the size fixed
 _EQUAL = re.compile(r"^  (\w+) = (\d+)$", re.M)
 _GUARD = re.compile(r"satisfy the generated guard (.*?)\.?$", re.M)
 _FIXES = re.compile(r"Suggested fixes:\n((?:  .*\n?)+)")
 
 
+def _specialised(dim: str, size: str) -> str:
+    return (
+        f"Dim {dim} is specialised to the constant {size}: the function fixes that size, for"
+        f" instance by an operand or a view of a fixed shape; write the size as x.shape[...],"
+        f" or give the extent as {size} instead of Dim {dim}"
+    )
+
+
 def _constraint(spec: Spec, text: str) -> str:
     found = _CONSTANT.search(text) or _EQUAL.search(text)
     if found and found.group(1) in spec.dims:
-        dim, size = found.groups()
-        return (
-            f"Dim {dim} is specialised to the constant {size}: the function fixes that size, for"
-            f" instance by an operand or a view of a fixed shape; write the size as x.shape[...],"
-            f" or give the extent as {size} instead of Dim {dim}"
-        )
+        return _specialised(*found.groups())
     fixes = _FIXES.search(text)
     advice = "; ".join(f.strip() for f in fixes.group(1).splitlines() if f.strip()) if fixes else ""
     guard = _GUARD.search(text)
