@@ -1,10 +1,10 @@
-"""Microseconds of host time in a call of an emitted kernel: guards, allocation, the path to the launch.
+"""Microseconds of host time in a call of an emitted kernel: guards, allocation, way to the launch.
 
     python benchmarks/host_overhead.py [DIR/NAME ...]
 
-The launch itself is stubbed out, so no GPU is needed; inputs are small CPU tensors (the guards look at
-shapes and types, whatever the device). Searches examples/rmsnorm_linear.py where no folder is
-named. Exits 1 where a median exceeds 15 us.
+The launch is stubbed out, so no GPU is needed; inputs are CPU tensors of the least sizes, which
+take the path of a CUDA call but for entering the tensors' device. Searches
+examples/rmsnorm_linear.py where no folder is named. Exits 1 where a median exceeds 15 us.
 """
 
 from __future__ import annotations

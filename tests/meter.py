@@ -292,7 +292,7 @@ class Meter(Traffic):
         active = pointers.data
         if mask is not None:
             mask = mask if isinstance(mask, np.ndarray) else mask.data
-            active = active[np.broadcast_to(mask, active.shape)]
+            active = active[np.broadcast_to(mask, active.shape).astype(bool)]
         active = active.ravel()
         if not (active[1:] > active[:-1]).all():
             active = np.sort(active)

@@ -83,6 +83,15 @@ def loads(*roots: Expr) -> Iterator[Expr]:
         yield from find(root, "load")
 
 
+def weights(program: Program) -> set[Tensor]:
+    """Inputs of fixed shape, where others vary; else those that share no output's first extent."""
+    fixed = {t for t in program.inputs if all(e.op == "const" for e in t.shape)}
+    if len(fixed) < len(program.inputs):
+        return fixed
+    first = {t.shape[0] for t in program.outputs if t.shape}
+    return {t for t in program.inputs if not t.shape or t.shape[0] not in first}
+
+
 # -- the µGraph ---------------------------------------------------------------------------------
 
 ROLES = ("program", "grid", "loop", "whole")

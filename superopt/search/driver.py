@@ -20,11 +20,19 @@ from superopt.cost_model.profile import Profile
 from superopt.errors import CheckFailed
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.program import Choice, Config, KernelGraph, Program, symbols_of
+from superopt.mugraph.program import (
+    Choice,
+    Config,
+    KernelGraph,
+    Program,
+    symbols_of,
+    weights,
+)
 from superopt.mugraph.text import print_graph
 from superopt.search.egraph import EGraph
 from superopt.search.executor import Journal, Result, Task, run_tasks
 from superopt.search.extract import Counts
+from superopt.search.fingerprint import Accuracy
 from superopt.search.naming import rename_axes
 from superopt.search.normalise import normalise
 from superopt.search.observe import merge_equal
@@ -93,7 +101,8 @@ def build_space(program: Program, profile: Profile) -> tuple[Space, Saturation]:
     saturation = saturate(g)
     saturation.merged = merge_equal(g)
     outputs = tuple(Target(s, g.find(n)) for s, n in zip(normal.stores, numbers, strict=True))
-    return Space(normal, g, outputs, profile), saturation
+    accuracy = Accuracy(frozenset(t.name for t in weights(program)))
+    return Space(normal, g, outputs, profile, accuracy), saturation
 
 
 def _space_only(program: Program, profile: Profile) -> Space:

@@ -19,7 +19,7 @@ from superopt.mugraph.ops import OPS
 from superopt.search.egraph import EGraph, ENode
 from superopt.search.fingerprint import Accuracy
 
-KEEP = 3  # terms kept a class
+KEEP = 5  # terms kept a class
 Volume = Callable[[frozenset[Axis]], float]
 
 
@@ -167,7 +167,8 @@ class Extractor:
     def _front(self, ordered: list[Expr]) -> list[Expr]:
         """The cheapest terms, and the cheapest accurate one if it is not among them.
 
-        A safe and an unsafe form have the same real-number value: cost alone would drop the safe one.
+        A safe and an unsafe form have the same real-number value: cost alone would drop the safe
+        one.
         """
         best = ordered[:KEEP]
         if len(ordered) <= KEEP:

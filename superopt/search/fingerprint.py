@@ -13,7 +13,7 @@ that is kept is checked against the program at real extents.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,20 +34,21 @@ def _seed(*parts: object) -> int:
 class Fingerprints:
     """Values of terms at sampled axis points; equal keys mean observationally equal terms.
 
-    `precision`: the float type to compute in. `scale`, `offset`: of every float input, a world each.
+    `precision`: the float type to compute in; at fp32, operands of dots are rounded as the dots
+    take them. `scales`: (scale, offset) of a float input by its name, a world each.
     """
 
     def __init__(
         self,
         seed: int = 0,
         precision: type[np.floating[Any]] = np.float64,
-        scale: Array | None = None,
-        offset: Array | None = None,
+        worlds: int = WORLDS,
+        scales: Callable[[str], tuple[Array, Array]] | None = None,
     ) -> None:
         self.seed = seed
         self.precision = precision
-        self.scale = np.full(WORLDS, 4.0) if scale is None else scale
-        self.offset = np.zeros(WORLDS) if offset is None else offset
+        self.worlds = worlds
+        self.scales = scales or (lambda name: (np.full(worlds, 4.0), np.zeros(worlds)))
         self.values: dict[Expr, Array] = {}
         self.names: dict[str, int] = {}  # axis name -> its dimension, shared by all arrays
 
@@ -113,7 +114,7 @@ class Fingerprints:
 
     def _load(self, node: Expr) -> Array:
         seed = _seed(self.seed, "tensor", node.attr.name) & 0x7FFFFFFF
-        state = np.random.default_rng(seed).integers(0, 1 << 31, len(self.scale))
+        state = np.random.default_rng(seed).integers(0, 1 << 31, self.worlds)
         for e in node.args[:-1]:
             state = (state * 1000003 + self.values[e].astype(np.int64) * 7919 + 12345) & 0x7FFFFFFF
             state = (state ^ (state >> 13)) * 1274126177 & 0x7FFFFFFF
@@ -124,11 +125,22 @@ class Fingerprints:
             v = (state >> 7) % 5
         else:
             cubed = ((state % 100003) / 50001.5 - 1.0) ** 3  # most are small, some are not
-            v = (self.scale * cubed + self.offset).astype(np.float32).astype(self.precision)
+            scale, offset = self.scales(node.attr.name)
+            v = _rounded(scale * cubed + offset, node.dtype).astype(self.precision)
         return np.where(self.values[node.args[-1]].astype(bool), v, np.zeros((), v.dtype))
+
+    def _product(self, body: Expr, operand: str) -> Array:
+        """The body of a dot: a product of operands rounded to their type, which may overflow."""
+        factors = body.args if body.op == "mul" else (body,)
+        product = np.ones((), np.float32)
+        for f in factors:
+            product = product * _rounded(self.values[f], operand)
+        return product
 
     def _reduce(self, node: Expr) -> Array:
         v = np.asarray(self.values[node.args[0]])
+        if self.precision is np.float32 and node.attr.operand in ("f16", "bf16"):
+            v = self._product(node.args[0], node.attr.operand)
         row = MONOIDS[node.attr.monoid]
         for a in node.attr.axes:
             position = v.ndim - 1 - self._dim(a.name)
@@ -144,18 +156,38 @@ class Fingerprints:
         return v
 
 
-HOSTILE = (  # (scale, offset) of all inputs: ordinary, shifted, large, tiny
-    (4.0, 0.0), (4.0, 0.0), (1.0, 100.0), (1.0, 1000.0), (1.0, -1000.0), (400.0, 0.0), (1e-4, 0.0),
+def _rounded(v: Array, dtype: str) -> Array:
+    """fp32 values as an element type holds them; bf16 keeps the upper half of the bits."""
+    with np.errstate(over="ignore"):
+        v = np.asarray(v, np.float32)
+        if dtype == "f16":
+            return v.astype(np.float16).astype(np.float32)
+        if dtype == "bf16":
+            bits = v.view(np.uint32)
+            even = (bits >> 16) & 1
+            return ((bits + 0x7FFF + even) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return v
+
+
+HOSTILE = (  # (scale, offset) of data, of weights: ordinary, shifted, large, tiny
+    ((4.0, 0.0), (4.0, 0.0)), ((1.0, 100.0), (1.0, 0.0)), ((1.0, 1000.0), (1.0, 0.0)),
+    ((1.0, -1000.0), (1.0, 1.0)), ((400.0, 0.0), (1.0, 0.0)), ((1e-4, 0.0), (1.0, 0.0)),
+    ((2e4, 0.0), (8.0, 0.0)), ((1.0, 0.0), (8.0, 0.0)),
 )  # fmt: skip
 
 
 class Accuracy:
     """The error of terms at working precision (fp32) on hostile inputs, against float64."""
 
-    def __init__(self, seed: int = 0) -> None:
-        scale, offset = (np.asarray(column) for column in zip(*HOSTILE, strict=True))
-        self.exact = Fingerprints(seed, np.float64, scale, offset)
-        self.working = Fingerprints(seed, np.float32, scale, offset)
+    def __init__(self, weights: frozenset[str] = frozenset(), seed: int = 0) -> None:
+        data, fixed = (np.asarray(rows).T for rows in zip(*HOSTILE, strict=True))
+
+        def scales(name: str) -> tuple[Array, Array]:
+            scale, offset = fixed if name in weights else data
+            return scale, offset
+
+        self.exact = Fingerprints(seed, np.float64, len(HOSTILE), scales)
+        self.working = Fingerprints(seed, np.float32, len(HOSTILE), scales)
         self.known: dict[Expr, float] = {}
 
     def __call__(self, term: Expr) -> float:

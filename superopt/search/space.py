@@ -65,9 +65,9 @@ class Space:
     graph: EGraph
     outputs: tuple[Target, ...]
     profile: Profile
+    accuracy: Accuracy
     exhaustive: Exhaustive | None = None
     allow_unsafe: bool = False
-    accuracy: Accuracy = field(default_factory=Accuracy)
     refused: dict[Expr, float] = field(default_factory=dict)  # inaccurate terms and their errors
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0  # role assignments looked at

@@ -203,7 +203,8 @@ def gate(
         "program": to_json(program),
         "sizes": list(sizes if sizes is not None else gate_sizes(program)),
         "arguments": [*first, *others],
-        "reference": not isinstance(original, Traced) or bool(original.source and not original.captured),
+        "reference": not isinstance(original, Traced)
+        or bool(original.source and not original.captured),
         "seed": seed,
         "seconds": seconds,
         "full": full,

@@ -16,7 +16,7 @@ import torch
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Tensor
 from superopt.mugraph.index import value as extent_value
-from superopt.mugraph.program import Program
+from superopt.mugraph.program import Program, weights
 from superopt.verify.draws import seed_of
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -100,7 +100,7 @@ class Inputs:
         self.program, self.seed = program, seed
         self.pool = torch.randn(PERIOD, generator=torch.Generator().manual_seed(seed % 2**63))
         self.kept: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
-        self.weights = _weights(program)
+        self.weights = weights(program)
 
     def make(self, row: Row, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
         return {t.name: self._input(t, row, sizes) for t in self.program.inputs}
@@ -143,12 +143,3 @@ class Inputs:
         generator = torch.Generator().manual_seed(seed_of(self.seed, tensor.name) % 2**63)
         dtype = getattr(torch, DTYPES[tensor.dtype].torch)
         return torch.randint(low, max(high, low + 1), shape, generator=generator).to(dtype)
-
-
-def _weights(program: Program) -> set[Tensor]:
-    """Inputs of fixed shape, where others vary; else those that share no output's first extent."""
-    fixed = {t for t in program.inputs if all(e.op == "const" for e in t.shape)}
-    if len(fixed) < len(program.inputs):
-        return fixed
-    first = {t.shape[0] for t in program.outputs if t.shape}
-    return {t for t in program.inputs if not t.shape or t.shape[0] not in first}
