@@ -49,7 +49,7 @@ def build_report(run: Run) -> Json:
         "search": _search(run),
         "seconds": {name: round(s, 3) for name, s in run.seconds.items()},
         "best": rows[0]["best"],
-        "baselines": {name: figures(p) for name, p in run.baselines[main].items()},
+        "baselines": _baselines(run, main),
         "gate": None if run.gate is None else run.gate.to_json(),
         "sizes": rows,
         "candidates": [_candidate(run, n, c) for n, c in enumerate(run.outcome.candidates)],
@@ -120,21 +120,27 @@ def config_rows(graph: KernelGraph, configs: tuple[Config, ...]) -> list[Json]:
 
 def _size_row(run: Run, sizes: Sizes) -> Json:
     pick = next((p for p in run.picks if p.sizes == sizes), None)
-    known = run.baselines[sizes]
+    roofline = run.baselines[sizes]["roofline"]
     row: Json = {
         "sizes": dict(sizes),
         "best": None,
-        "baselines": {name: figures(p) for name, p in known.items()},
+        "baselines": _baselines(run, sizes),
     }
     if pick is not None:
         row["candidate"] = run.rank(pick.candidate)
         row["best"] = _best(run, pick)
         row["time_over_roofline"] = round(
-            pick.prediction(run.profile).time_us / known["roofline"].time_us, 3
+            pick.prediction(run.profile).time_us / roofline.time_us, 3
         )
         row["compiled"] = [asdict(c) for c in pick.compiled]
         row["configs_skipped"] = list(pick.skipped)
     return row
+
+
+def _baselines(run: Run, sizes: Sizes) -> Json:
+    """With the winner's keys; a baseline has no kernel, so no verdict and no configuration."""
+    nothing: Json = {"verdict": None, "config": []}
+    return {name: figures(p) | nothing for name, p in run.baselines[sizes].items()}
 
 
 def _best(run: Run, pick: Draft) -> Json:
@@ -299,8 +305,8 @@ def show(report: Mapping[str, Any], index: int = 0) -> str:
     row = report["sizes"][index]
     if row["best"] is None:
         raise UsageError("the report has no winner: nothing passed the checks")
-    graph = parse_graph(report["candidates"][row["candidate"]]["graph"])
-    lines = [report["candidates"][row["candidate"]]["graph"], ""]
+    text = report["candidates"][row["candidate"]]["graph"].rstrip()
+    graph, lines = parse_graph(text), [text, ""]
     for kernel, config in zip(graph.kernels, row["best"]["config"], strict=True):
         tiles = Config(tuple(config["tiles"].items()), config["warps"], config["stages"])
         lines.append(

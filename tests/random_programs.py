@@ -102,7 +102,9 @@ def _matmul(d: Draft) -> None:
 def _view(d: Draft) -> None:
     a = d.pick(1)
     shape = d.shapes[a]
-    kind = d.rng.choice(("transpose", "flatten", "split", "slice", "cat", "flip", "roll", "unsqueeze"))
+    kind = d.rng.choice(
+        ("transpose", "flatten", "split", "slice", "cat", "flip", "roll", "unsqueeze")
+    )
     dim = d.rng.randrange(len(shape))
     n = shape[dim]
     if kind == "transpose" and len(shape) > 1:

@@ -100,7 +100,9 @@ def build_space(program: Program, profile: Profile) -> tuple[Space, Saturation]:
     numbers = [g.insert(s.value) for s in normal.stores]
     saturation = saturate(g)
     saturation.merged = merge_equal(g)
-    outputs = tuple(Target(s, g.find(n)) for s, n in zip(normal.stores, numbers, strict=True))
+    outputs = tuple(
+        Target(s, g.find(n), s.value) for s, n in zip(normal.stores, numbers, strict=True)
+    )
     accuracy = Accuracy(frozenset(t.name for t in weights(program)))
     return Space(normal, g, outputs, profile, accuracy), saturation
 

@@ -33,6 +33,7 @@ class Target:
 
     shape: Store
     number: int
+    written: Expr | None = None  # as the program computes it, where it is an output
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,9 @@ class Space:
             terms = self._terms(numbers, split, below, dict(sizes))
             if any(not t for t in terms):
                 continue
-            terms = [self._accurate(t) for t in terms]
+            terms = [self._accurate(t, e) for t, e in zip(group, terms, strict=True)]
+            if any(not t for t in terms):
+                continue
             for choice in _choices(terms):
                 stores = tuple(
                     replace(t.shape, value=_stored(e, t.shape.tensor.dtype))
@@ -282,9 +285,11 @@ class Space:
                 )
                 yield from branches(stores, split, dict(sizes))
 
-    def _accurate(self, terms: list[Expr]) -> list[Expr]:
-        """Drop terms that lose precision where others of their value do not; keep note of them."""
-        verdicts = list(zip(terms, self.accuracy.safe(terms), strict=True))
+    def _accurate(self, target: Target, terms: list[Expr]) -> list[Expr]:
+        """Drop an output's terms that lose precision where the program does not; note them."""
+        if target.written is None:
+            return terms
+        verdicts = list(zip(terms, self.accuracy.as_good(terms, target.written), strict=True))
         self.refused.update({t: self.accuracy(t) for t, safe in verdicts if not safe})
         return terms if self.allow_unsafe else [t for t, safe in verdicts if safe]
 
