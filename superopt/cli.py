@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +93,7 @@ def _split(where: str) -> tuple[Path, str | None]:
 def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
     from superopt.api import nothing_passed
     from superopt.pipeline import find_kernel
-    from superopt.report import build_report, check_writable, write_folder
+    from superopt.report import build_report, check_writable, to_text, write_folder
 
     check_writable(out, spec.name)
     with _progress(spec.name) as progress:
@@ -102,7 +101,7 @@ def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
     folder = write_folder(run, out)
     report = build_report(run)
     if as_json:
-        print(json.dumps(report | {"folder": str(folder)}, ensure_ascii=False, default=str))
+        print(to_text(report | {"folder": str(folder)}))
     else:
         _print_report(report, folder)
     if run.source:

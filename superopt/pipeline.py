@@ -40,6 +40,7 @@ from superopt.verify import GateResult, Verdict, Worker, check_graph, gate, gate
 
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 DEFAULT_LARGEST = 4096  # where a spec names no sizes to tune for, extents beyond this are not tuned
+HOPELESS = 2.0  # times the allowed error: another order of the same sums will not mend it
 CONFIG_TRIES = 4  # configurations compiled for one kernel before its candidate is refused
 
 
@@ -80,6 +81,7 @@ class Refusal:
     stage: str  # check, emit, compile, gate
     reason: str
     witness: Mapping[str, Any] = field(default_factory=dict)
+    excess: float = 0.0  # of the gate: the error over what is allowed
 
 
 @dataclass
@@ -196,6 +198,17 @@ def _settle(run: Run, worker: Worker, compiler: Compiler) -> None:
         if refused is None:
             return
         left = [c for c in left if c is not refused]
+        last = run.refusals[-1]
+        if last.stage == "gate" and last.excess > HOPELESS:
+            alike = [c for c in left if _values(c) == _values(refused)]
+            for c in alike:
+                _refuse(run, c, "gate", f"computes the values of candidate {last.rank}", {})
+            left = [c for c in left if all(c is not a for a in alike)]
+
+
+def _values(candidate: Candidate) -> list[str]:
+    """What is computed, however it is split over programs and loops."""
+    return [s.value.digest for k in candidate.graph.kernels for s in k.stores]
 
 
 def _try(
@@ -216,16 +229,21 @@ def _try(
     if not result.passed:
         guilty = _at_fault(drafts, result.witness.get("sizes", {}))
         if not run.settings.allow_unsafe or "raised" in result.witness:
-            _refuse(run, guilty, "gate", str(result), result.witness)
+            _refuse(run, guilty, "gate", str(result), result.witness, result.worst)
             return guilty
     run.picks, run.source, run.gate = tuple(drafts), source, result
     return None
 
 
 def _refuse(
-    run: Run, candidate: Candidate, stage: str, reason: str, witness: Mapping[str, Any]
+    run: Run,
+    candidate: Candidate,
+    stage: str,
+    reason: str,
+    witness: Mapping[str, Any],
+    excess: float = 0.0,
 ) -> None:
-    run.refusals.append(Refusal(run.rank(candidate), stage, reason, dict(witness)))
+    run.refusals.append(Refusal(run.rank(candidate), stage, reason, dict(witness), excess))
 
 
 def _checked(run: Run, candidate: Candidate) -> bool:

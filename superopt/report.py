@@ -28,6 +28,24 @@ KERNEL, REPORT, PROOF = "kernel.py", "report.json", "proof.json"
 ROWS = (("unfused", "as written"), ("greedy", "greedy fusion"), ("roofline", "roofline bound"))
 
 
+def to_text(data: Json, indent: int | None = None) -> str:
+    """JSON as its standard has it: infinities and NaN are text."""
+    return json.dumps(_standard(data), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _standard(value: Any) -> Any:
+    match value:
+        case float() if value - value != 0:
+            return repr(value)
+        case dict():
+            return {str(k): _standard(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_standard(v) for v in value]
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)
+
+
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -238,12 +256,10 @@ def build_proof(run: Run) -> Json:
 def write_folder(run: Run, out: Path) -> Path:
     """Write OUT/NAME/ and return it. Raises UsageError where that cannot be written."""
     folder = out / run.spec.name
-    files = {
-        REPORT: json.dumps(build_report(run), indent=1, ensure_ascii=False, default=str) + "\n"
-    }
+    files = {REPORT: to_text(build_report(run), indent=1) + "\n"}
     if run.source:
         files[KERNEL] = run.source
-        files[PROOF] = json.dumps(build_proof(run), ensure_ascii=False, default=str) + "\n"
+        files[PROOF] = to_text(build_proof(run)) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (KERNEL, PROOF):  # of an earlier run: not this one's

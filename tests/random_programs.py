@@ -9,8 +9,9 @@ EXTENTS = (1, 2, 3, 4, 5, 8, 16, 17, 24, 33)
 UNARY = (
     "torch.exp(-torch.abs({0}))", "torch.sigmoid({0})", "torch.tanh({0})", "F.relu({0})",
     "F.gelu({0})", "F.silu({0})", "({0} * {0} + 1.0).sqrt()", "torch.rsqrt({0} * {0} + 0.5)",
-    "-{0}", "torch.abs({0})", "{0}.clamp(-0.5, 0.75)", "torch.sin({0})", "torch.log1p(torch.abs({0}))",
-    "F.leaky_relu({0}, 0.1)", "F.softplus({0})", "torch.erf({0})", "{0} * 0.5 + 1.0", "torch.floor({0})",
+    "-{0}", "torch.abs({0})", "{0}.clamp(-0.5, 0.75)", "torch.sin({0})",
+    "torch.log1p(torch.abs({0}))", "F.leaky_relu({0}, 0.1)", "F.softplus({0})", "torch.erf({0})",
+    "{0} * 0.5 + 1.0", "torch.floor({0})",
 )  # fmt: skip
 BINARY = (
     "{0} + {1}", "{0} - {1}", "{0} * {1}", "{0} / ({1}.abs() + 1.0)", "torch.maximum({0}, {1})",
@@ -31,15 +32,21 @@ class Draft:
     inputs: dict[str, Shape] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    aliases: set[str] = field(default_factory=set)  # inputs and views of them
 
     def fresh_input(self, shape: Shape) -> str:
         name = f"x{len(self.inputs)}"
         self.inputs[name] = shape
+        self.aliases.add(name)
         self.shapes[name] = shape
         return name
 
-    def put(self, text: str, shape: Shape, *reads: str) -> None:
+    def put(self, text: str, shape: Shape, *reads: str, view: bool = False) -> None:
         name = f"v{len(self.lines)}"
+        if view and reads[0] in self.aliases:
+            self.aliases.add(name)
+        else:
+            self.aliases.discard(name)
         self.lines.append(f"{name} = {text}")
         self.shapes[name] = shape
         self.used.update(reads)
@@ -108,13 +115,20 @@ def _view(d: Draft) -> None:
     dim = d.rng.randrange(len(shape))
     n = shape[dim]
     if kind == "transpose" and len(shape) > 1:
-        d.put(f"{a}.transpose(-1, -2)", (*shape[:-2], shape[-1], shape[-2]), a)
+        d.put(f"{a}.transpose(-1, -2)", (*shape[:-2], shape[-1], shape[-2]), a, view=True)
     elif kind == "flatten" and len(shape) > 1:
-        d.put(f"{a}.flatten(-2)", (*shape[:-2], shape[-2] * shape[-1]), a)
+        d.put(f"{a}.flatten(-2)", (*shape[:-2], shape[-2] * shape[-1]), a, view=True)
     elif kind == "split" and shape[-1] % 4 == 0 and len(shape) < 4:
-        d.put(f"{a}.unflatten(-1, (4, {shape[-1] // 4}))", (*shape[:-1], 4, shape[-1] // 4), a)
+        d.put(
+            f"{a}.unflatten(-1, (4, {shape[-1] // 4}))",
+            (*shape[:-1], 4, shape[-1] // 4),
+            a,
+            view=True,
+        )
     elif kind == "slice" and n > 2:
-        d.put(f"{a}.narrow({dim}, 1, {n - 2})", (*shape[:dim], n - 2, *shape[dim + 1 :]), a)
+        d.put(
+            f"{a}.narrow({dim}, 1, {n - 2})", (*shape[:dim], n - 2, *shape[dim + 1 :]), a, view=True
+        )
     elif kind == "cat" and n < 40:
         d.put(f"torch.cat([{a}, -{a}], {dim})", (*shape[:dim], 2 * n, *shape[dim + 1 :]), a)
     elif kind == "flip":
@@ -122,7 +136,7 @@ def _view(d: Draft) -> None:
     elif kind == "roll":
         d.put(f"{a}.roll(1, {dim})", shape, a)
     else:
-        d.put(f"{a}.unsqueeze({dim})", (*shape[:dim], 1, *shape[dim:]), a)
+        d.put(f"{a}.unsqueeze({dim})", (*shape[:dim], 1, *shape[dim:]), a, view=True)
 
 
 ACTIONS = ((_unary, 4), (_binary, 4), (_reduce, 2), (_row, 1), (_matmul, 2), (_view, 3))
@@ -162,13 +176,14 @@ def _text(d: Draft, name: str, outputs: list[str]) -> str:
             live.append(line)
             needed |= {n for n in (*d.shapes, *d.inputs) if _mentions(text, n)}
     inputs = {n: s for n, s in d.inputs.items() if n in needed}
+    results = [f"{o} * 2.0" if o in d.aliases else o for o in outputs]  # views are refused
     tensors = ", ".join(f"{n}=Tensor({', '.join(map(str, s))})" for n, s in inputs.items())
     body = "\n".join(f"    {line}" for line in reversed(live))
     return (
         "import torch\nimport torch.nn.functional as F\n\nimport superopt\n"
         "from superopt import Tensor\n\n\n"
         f"@superopt.spec({tensors}, dtype=torch.float32)\n"
-        f"def {name}({', '.join(inputs)}):\n{body}\n    return {', '.join(outputs)}\n"
+        f"def {name}({', '.join(inputs)}):\n{body}\n    return {', '.join(results)}\n"
     )
 
 

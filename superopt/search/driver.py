@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -54,6 +54,7 @@ class Options:
     jobs: int = 1
     top: int = 8
     exhaustive: bool = False
+    allow_unsafe: bool = False  # keep forms that lose precision where the program does not
     journal: Path | None = None  # where finished tasks are kept
     resume: bool = False  # take up the journal's results instead of starting anew
 
@@ -84,6 +85,7 @@ class Outcome:
     assigned: int = 0
     configured: int = 0
     bound: int | None = None  # operators, of an exhaustive enumeration
+    refused: dict[str, float] = field(default_factory=dict)  # inaccurate forms and their errors
 
     @property
     def enumerated(self) -> int:
@@ -111,6 +113,12 @@ def _space_only(program: Program, profile: Profile) -> Space:
     return build_space(program, profile)[0]
 
 
+def _unsafe_space(program: Program, profile: Profile) -> Space:
+    space = _space_only(program, profile)
+    space.allow_unsafe = True
+    return space
+
+
 def search_program(program: Program, options: Options, progress: Progress | None = None) -> Outcome:
     """Rank µGraphs for a program. Ctrl-C and the time limit keep what was found until then.
 
@@ -118,6 +126,7 @@ def search_program(program: Program, options: Options, progress: Progress | None
     """
     start = time.monotonic()
     space, saturation = build_space(program, options.profile)
+    space.allow_unsafe = options.allow_unsafe
     outcome = Outcome([], 0.0, "exhausted", saturation, Counts())
     if options.exhaustive:
         limit = options.time_limit
@@ -129,6 +138,7 @@ def search_program(program: Program, options: Options, progress: Progress | None
             outcome.counts.add(result.counts)
             outcome.assigned += result.assigned
             outcome.configured += result.configured
+            outcome.refused.update(result.refused)
             seconds = time.monotonic() - start
             if progress is not None:
                 best = min((f.prediction.time_us for f in found), default=float("inf"))
@@ -163,7 +173,8 @@ def _results(
     uncut: list[Found] = []
 
     def run(tasks: list[Task], jobs: int) -> Iterator[Result]:
-        return run_tasks(tasks, space, program, options.sizes, jobs, journal, _space_only)
+        build = _unsafe_space if options.allow_unsafe else _space_only
+        return run_tasks(tasks, space, program, options.sizes, jobs, journal, build)
 
     for result in run([()], 1):
         uncut = result.found

@@ -22,6 +22,7 @@ from superopt.cost_model.profile import Profile
 from superopt.errors import UsageError
 from superopt.mugraph.program import Config, KernelGraph, Program
 from superopt.mugraph.serialize import from_json, to_json
+from superopt.mugraph.text import inline
 from superopt.search.extract import Counts
 from superopt.search.space import Found, Sizes, Space
 
@@ -37,6 +38,7 @@ class Result:
     counts: Counts
     assigned: int = 0
     configured: int = 0
+    refused: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,7 +96,8 @@ def encode(result: Result) -> dict[str, Any]:
         for f in result.found
     ]
     counts = [asdict(result.counts), result.assigned, result.configured]
-    return {"task": result.task, "found": found, "counts": counts}
+    refused = {t: repr(e) for t, e in result.refused.items()}  # JSON has no infinity
+    return {"task": result.task, "found": found, "counts": counts, "refused": refused}
 
 
 def decode(data: dict[str, Any]) -> Result:
@@ -107,14 +110,17 @@ def decode(data: dict[str, Any]) -> Result:
         sizes = tuple((str(n), int(v)) for n, v in row["sizes"])
         found.append(Found(graph, sizes, configs, tuple(Prediction(**p) for p in row["parts"])))
     counts, assigned, configured = data["counts"]
-    return Result(tuple(data["task"]), found, Counts(**counts), assigned, configured)
+    refused = {t: float(e) for t, e in data["refused"].items()}
+    return Result(tuple(data["task"]), found, Counts(**counts), assigned, configured, refused)
 
 
 def run_task(space: Space, task: Task, sizes: Sequence[Sizes]) -> Result:
-    """Search one cut at every size; the counts are this task's own."""
+    """Search one cut at every size. Counts are the task's own, whatever ran before it here."""
     space.counts, space.assigned, space.configured = Counts(), 0, 0
+    space.forget()
     found = [f for s in sizes for f in space.search_cut(task, s)]
-    return Result(task, found, space.counts, space.assigned, space.configured)
+    refused = {inline(t): e for t, e in space.refused.items()}
+    return Result(task, found, space.counts, space.assigned, space.configured, refused)
 
 
 # -- the pool -----------------------------------------------------------------------------------

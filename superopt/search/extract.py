@@ -19,6 +19,7 @@ from superopt.mugraph.ops import OPS
 from superopt.search.egraph import EGraph, ENode
 from superopt.search.fingerprint import Accuracy
 
+SAFE = 2  # of which accurate ones, if there are any
 KEEP = 5  # terms kept a class
 Volume = Callable[[frozenset[Axis]], float]
 
@@ -165,7 +166,7 @@ class Extractor:
         return True
 
     def _front(self, ordered: list[Expr]) -> list[Expr]:
-        """The cheapest terms, and the cheapest accurate one if it is not among them.
+        """The cheapest terms, the cheapest accurate ones among them.
 
         A safe and an unsafe form have the same real-number value: cost alone would drop the safe
         one.
@@ -174,7 +175,8 @@ class Extractor:
         if len(ordered) <= KEEP:
             return best
         safe = [t for t, ok in zip(ordered, self.accuracy.safe(ordered), strict=True) if ok]
-        return best if set(safe) & set(best) else [*best[:-1], safe[0]]
+        missing = [t for t in safe[:SAFE] if t not in best]
+        return [*best[: KEEP - len(missing)], *missing]
 
     def _choices(self, children: tuple[int, ...]) -> Iterator[tuple[Expr, ...]]:
         """The children's best terms; then with one child's next best at a time."""

@@ -148,15 +148,15 @@ class Fingerprints:
         row = MONOIDS[node.attr.monoid]
         for a in node.attr.axes:
             position = v.ndim - 1 - self._dim(a.name)
-            if position < 0 or v.shape[position] == 1:  # the body does not vary along the axis
-                if node.attr.monoid == "sum":
-                    v = v * float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
-                elif node.attr.monoid == "prod":
-                    v = v ** float(
-                        a.extent.attr if a.extent.op == "const" else self.value(a.extent)
-                    )
-                continue
-            v = row.numpy.reduce(v, axis=position, keepdims=True)
+            extent = float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
+            varies = position >= 0 and v.shape[position] > 1
+            sampled = v.shape[position] if varies else 1
+            if varies:
+                v = row.numpy.reduce(v, axis=position, keepdims=True)
+            if node.attr.monoid == "sum":  # the samples stand for all: a mean of them is a mean
+                v = v * self.precision(extent / sampled)
+            elif node.attr.monoid == "prod" and not varies:
+                v = v**extent
         return v
 
 

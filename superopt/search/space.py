@@ -114,6 +114,12 @@ class Space:
         graph = KernelGraph(p.name, p.inputs, tuple(kernels), p.outputs)
         return Found(graph, sizes, tuple(configs), tuple(parts))
 
+    def forget(self) -> None:
+        """Start a task from nothing, so that its counts do not depend on what ran before it."""
+        self.refused.clear()
+        self._grouped.clear()
+        self._models.clear()
+
     # -- stages ---------------------------------------------------------------------------------
 
     def _plan(self, cut: tuple[int, ...]) -> tuple[list[list[Target]], dict[int, Expr]] | None:
@@ -290,8 +296,10 @@ class Space:
         if target.written is None:
             return terms
         verdicts = list(zip(terms, self.accuracy.as_good(terms, target.written), strict=True))
+        if self.allow_unsafe:
+            return terms
         self.refused.update({t: self.accuracy(t) for t, safe in verdicts if not safe})
-        return terms if self.allow_unsafe else [t for t, safe in verdicts if safe]
+        return [t for t, safe in verdicts if safe]
 
     def _splits(self, stored: frozenset[Axis]) -> Iterator[frozenset[Axis]]:
         """Which stored axes are split over programs: all, or all but those as long as a bound

@@ -1,0 +1,223 @@
+"""The search as a whole: what it finds, that it is deterministic, that nothing found is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import programs
+import pytest
+import torch
+from programs import traced
+
+from superopt.cost_model.profile import load_profile
+from superopt.errors import CheckFailed, UsageError
+from superopt.mugraph.evaluate import run_program
+from superopt.mugraph.expr import find
+from superopt.mugraph.interpret import run_graph
+from superopt.mugraph.program import Program
+from superopt.search.driver import Options, Outcome, choices, search_program
+
+H200 = load_profile("h200")
+NORM = {"dtype": torch.float16, "x": (16, 1024), "g": 1024, "w": (1024, 2048)}
+LAYERS = {"dtype": torch.float16, "x": (64, 512), "a": (512, 2048), "b": (2048, 512)}
+
+
+def search(program: Program, **options: object) -> Outcome:
+    return search_program(program, Options(H200, ((),), **options))
+
+
+def reductions(program: Program) -> int:
+    outcome = search(program)
+    return sum(
+        len(list(find(s.value, "reduce")))
+        for k in outcome.candidates[0].graph.kernels
+        for s in k.stores
+    )
+
+
+def test_the_scale_leaves_the_sum_and_one_kernel_remains() -> None:
+    best = search(traced(programs.norm_linear, **NORM)).candidates[0].graph
+    assert len(best.kernels) == 1
+    (stored,) = best.kernels[0].stores
+    factors = stored.value.args[0].args  # rsqrt(...) * sum[k] ...
+    assert {f.op for f in factors} == {"rsqrt", "reduce"}
+
+
+def test_the_cheaper_order_of_a_product_is_found() -> None:
+    shapes = {"a": (2048, 64), "b": (64, 2048), "c": (2048, 64)}
+    outcome = search(traced(programs.three_factors, dtype=torch.float16, **shapes))
+    flops = outcome.candidates[0].at[()][1].flops
+    assert flops == 2 * (2 * 64 * 64 * 2048)
+    assert outcome.candidates[0].at[()][1].launches <= 2
+
+
+def test_fusing_does_not_pay_where_it_would_recompute_a_layer() -> None:
+    best = search(traced(programs.two_layers, **LAYERS)).candidates[0]
+    assert best.at[()][1].launches == 2
+    assert [t.dtype for t in best.graph.temporaries] == ["f16"]
+
+
+def test_launch_cost_decides_whether_to_fuse() -> None:
+    program = traced(programs.two_layers, **LAYERS)
+    slow = H200.scaled(launch_s=100)
+    best = search_program(program, Options(slow, ((),))).candidates[0]
+    assert best.at[()][1].launches == 1
+
+
+def test_siblings_share_one_launch() -> None:
+    program = traced(programs.projections, x=(16, 256), a=(256, 512), b=(256, 128), c=(256, 128))
+    best = search(program).candidates[0]
+    assert best.at[()][1].launches == 1
+    assert sum(len(b.stores) for b in best.graph.kernels[0].branches) == 3
+
+
+def test_unsafe_forms_are_found_and_refused() -> None:
+    program = traced(programs.standardize, x=(64, 512))
+    assert search(program).refused  # E[x^2] - E[x]^2 among them
+    allowed = search_program(program, Options(H200, ((),), allow_unsafe=True))
+    assert not allowed.refused
+
+
+def test_both_halves_of_a_row_are_read_once() -> None:
+    program = traced(programs.halves, x=(32, 128))
+    best = search(program).candidates[0]
+    assert best.at[()][1].bytes == 2 * 32 * 128 * 4
+    assert len(best.graph.kernels[0].stores) == 2
+
+
+@pytest.mark.parametrize(
+    ("fn", "shapes"),
+    [
+        (programs.norm_matmul, {"x": (5, 96), "w": (96, 33)}),
+        (programs.three_factors, {"a": (33, 5), "b": (5, 47), "c": (47, 7)}),
+        (programs.normalized_exp, {"x": (7, 130)}),
+        (programs.two_layers, {"x": (3, 17), "a": (17, 40), "b": (40, 9)}),
+        (programs.standardize, {"x": (9, 65)}),
+        (programs.halves, {"x": (5, 34)}),
+        (programs.projections, {"x": (4, 33), "a": (33, 40), "b": (33, 9), "c": (33, 9)}),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_every_candidate_computes_the_program(fn, shapes) -> None:
+    program = traced(fn, **shapes)
+    rng = np.random.default_rng(0)
+    inputs = {t.name: rng.normal(size=[e.attr for e in t.shape]) for t in program.inputs}
+    want = run_program(program, inputs, {})
+    for candidate in search(program).candidates:
+        got = run_graph(candidate.graph, candidate.at[()][0], inputs, {})
+        for t in program.outputs:
+            np.testing.assert_allclose(got[t.name], want[t.name], rtol=1e-9, atol=1e-9)
+
+
+# -- determinism, limits, interruption -----------------------------------------------------------
+
+
+def texts(outcome: Outcome) -> list[str]:
+    return [c.text for c in outcome.candidates]
+
+
+def test_workers_do_not_change_what_is_kept() -> None:
+    program = traced(programs.two_layers, **LAYERS)
+    one, two = search(program, jobs=1), search(program, jobs=2)
+    assert texts(one) == texts(two)
+    assert one.enumerated == two.enumerated
+    assert one.candidates[0].at == two.candidates[0].at
+
+
+def test_a_time_limit_keeps_what_was_found() -> None:
+    outcome = search(traced(programs.two_layers, **LAYERS), time_limit=1e-6)
+    assert outcome.stop_reason == "time limit"
+    assert outcome.candidates
+
+
+def test_an_interrupt_keeps_what_was_found() -> None:
+    def interrupt(seconds: float, seen: int, best: str) -> None:
+        raise KeyboardInterrupt
+
+    outcome = search_program(
+        traced(programs.two_layers, **LAYERS), Options(H200, ((),)), progress=interrupt
+    )
+    assert outcome.stop_reason == "interrupted"
+    assert outcome.candidates
+
+
+def test_the_journal_resumes_and_survives_a_torn_line(tmp_path: Path) -> None:
+    program = traced(programs.two_layers, **LAYERS)
+    path = tmp_path / "journal"
+    whole = search(program, journal=path)
+    lines = path.read_text().splitlines()
+    assert len(lines) == whole.tasks
+    path.write_text("\n".join([*lines[:2], lines[2][: len(lines[2]) // 2]]))
+    again = search(program, journal=path, resume=True)
+    assert texts(again) == texts(whole)
+    assert again.enumerated == whole.enumerated
+
+
+def test_a_journal_of_another_program_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    search(traced(programs.normalized_exp, x=(64, 512)), journal=path)
+    other = traced(programs.standardize, x=(64, 512))
+    assert texts(search(other, journal=path, resume=True)) == texts(search(other))
+
+
+def test_sizes_get_kernels_of_their_own_only_where_it_pays() -> None:
+    from torch.export import Dim
+
+    n = Dim("N", min=1, max=262144)
+    program = traced(programs.normalized_exp, x=(1024, n))
+    sizes = ((("N", 1024),), (("N", 4096),), (("N", 262144),))
+    outcome = search_program(program, Options(H200, sizes))
+    chosen = [c.graph for _, c in choices(outcome.candidates, sizes)]
+    assert chosen[0] is chosen[1]  # both rows fit
+    assert chosen[2] is not chosen[1]  # this one is looped over
+
+
+# -- the guide against exhaustive enumeration ----------------------------------------------------
+
+SMALL = [
+    (programs.norm_matmul, {"x": (16, 1024), "w": (1024, 2048)}, 5),
+    (programs.three_factors, {"a": (2048, 64), "b": (64, 2048), "c": (2048, 64)}, 2),
+    (programs.normalized_exp, {"x": (16, 1024)}, 5),
+]
+
+
+@pytest.mark.parametrize(("fn", "shapes", "bound"), SMALL, ids=lambda v: getattr(v, "__name__", ""))
+def test_the_guide_loses_nothing(fn, shapes, bound) -> None:
+    program = traced(fn, **shapes)
+    guided, exhaustive = search(program), search(program, exhaustive=True)
+    assert exhaustive.stop_reason == "exhausted"
+    assert exhaustive.bound == bound
+    assert exhaustive.enumerated > guided.enumerated
+    best = [o.candidates[0].at[()][1].time_us for o in (guided, exhaustive)]
+    assert best[0] == pytest.approx(best[1], rel=1e-6)
+
+
+def test_exhaustive_enumeration_refuses_what_is_too_large() -> None:
+    def long(x):
+        for _ in range(4):
+            x = torch.sin(torch.exp(x) + 1.5) * x
+        return x
+
+    with pytest.raises(UsageError, match="at most 9 operators"):
+        search(traced(long, x=(8, 8)), exhaustive=True)
+
+
+def test_exhaustive_enumeration_stops_at_the_time_limit() -> None:
+    program = traced(programs.norm_matmul, x=(16, 1024), w=(1024, 2048))
+    outcome = search(program, exhaustive=True, time_limit=0.3)
+    assert outcome.stop_reason == "time limit"
+    assert outcome.candidates
+
+
+def test_nothing_found_is_an_error() -> None:
+    program = traced(programs.norm_matmul, x=(16, 64), w=(64, 32))
+    tiny = H200.scaled(registers_per_multiprocessor=1)
+    assert search_program(program, Options(tiny, ((),))).candidates
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    broken = H200.scaled(shared_bytes_per_program=0)
+    with pytest.raises(CheckFailed, match="nothing was found"):
+        search_program(program, Options(broken, ((),)), progress=interrupt)
