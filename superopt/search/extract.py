@@ -114,6 +114,7 @@ class Extractor:
     accuracy: Accuracy
     counts: Counts = field(default_factory=Counts)
     terms: dict[int, list[Expr]] = field(default_factory=dict)
+    accurate: dict[int, Expr] = field(default_factory=dict)  # the cheapest accurate term
 
     def run(self, targets: list[int], rounds: int = 24) -> None:
         """Enumerate until no class's terms change; only classes below the targets."""
@@ -157,7 +158,7 @@ class Extractor:
                     self.counts.duplicate += 1
                 else:
                     found[term] = None
-        best = self._front(sorted(found, key=lambda t: (self.cost(t), t.size, t.digest)))
+        best = self._front(c, sorted(found, key=lambda t: (self.cost(t), t.size, t.digest)))
         if best == known:
             return False
         self.counts.dominated += len(found) - len(best)
@@ -165,29 +166,34 @@ class Extractor:
         self.terms[c] = best
         return True
 
-    def _front(self, ordered: list[Expr]) -> list[Expr]:
+    def _front(self, c: int, ordered: list[Expr]) -> list[Expr]:
         """The cheapest terms, the cheapest accurate ones among them.
 
         A safe and an unsafe form have the same real-number value: cost alone would drop the safe
         one.
         """
+        if len(ordered) < 2:
+            return ordered
         best = ordered[:KEEP]
-        if len(ordered) <= KEEP:
-            return best
         safe = [t for t, ok in zip(ordered, self.accuracy.safe(ordered), strict=True) if ok]
+        self.accurate[c] = min(safe or ordered, key=self.cost)
         missing = [t for t in safe[:SAFE] if t not in best]
         return [*best[: KEEP - len(missing)], *missing]
 
     def _choices(self, children: tuple[int, ...]) -> Iterator[tuple[Expr, ...]]:
-        """The children's best terms; then with one child's next best at a time."""
-        fronts = [self.terms.get(self.graph.find(k), []) for k in children]
-        if any(not f for f in fronts):
+        """The children's best terms; their accurate ones; one child's next best at a time."""
+        classes = [self.graph.find(k) for k in children]
+        fronts = {c: self.terms.get(c, []) for c in classes}
+        if any(not f for f in fronts.values()):
             return
-        base = tuple(f[0] for f in fronts)
-        yield base
-        for position, f in enumerate(fronts):
-            for other in f[1:]:
-                yield (*base[:position], other, *base[position + 1 :])
+        best = {c: f[0] for c, f in fronts.items()}
+        yield tuple(best[c] for c in classes)
+        accurate = {c: self.accurate.get(c, f[0]) for c, f in fronts.items()}
+        if accurate != best:
+            yield tuple(accurate[c] for c in classes)
+        for changed, front in fronts.items():
+            for other in front[1:]:
+                yield tuple(other if c == changed else best[c] for c in classes)
 
     def _node(self, n: ENode, dtype: str) -> Iterator[Expr]:
         if n.op == "leaf":

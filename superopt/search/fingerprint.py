@@ -23,6 +23,7 @@ from superopt.mugraph.expr import Axis, Expr, toposort
 from superopt.mugraph.ops import MONOIDS, OPS
 
 POINTS = 5  # index values an axis is sampled at, one in each fifth: both sides of a comparison
+SCALES = (4.0, 4.0, 60.0, 0.3)  # of a world's floats: thresholds lie far apart
 WORLDS = 32  # contents of memory: comparisons fall both ways in some of them
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +49,7 @@ class Fingerprints:
         self.seed = seed
         self.precision = precision
         self.worlds = worlds
-        self.scales = scales or (lambda name: (np.full(worlds, 4.0), np.zeros(worlds)))
+        self.scales = scales or (lambda name: (np.resize(SCALES, worlds), np.zeros(worlds)))
         self.values: dict[Expr, Array] = {}
         self.names: dict[str, int] = {}  # axis name -> its dimension, shared by all arrays
 
@@ -173,6 +174,7 @@ def _rounded(v: Array, dtype: str) -> Array:
     return v
 
 
+LEAST_ERROR = 2e-6  # below which nothing is refused
 TOLERANCE = 4.0  # times the reference's error; the gate, on the kernel itself, is stricter
 HOSTILE = (  # (scale, offset) of data, of weights: ordinary, shifted, large, tiny
     ((4.0, 0.0), (4.0, 0.0)), ((1.0, 100.0), (1.0, 0.0)), ((1.0, 1000.0), (1.0, 0.0)),
@@ -193,37 +195,36 @@ class Accuracy:
 
         self.exact = Fingerprints(seed, np.float64, len(HOSTILE), scales)
         self.working = Fingerprints(seed, np.float32, len(HOSTILE), scales)
-        self.known: dict[Expr, float] = {}
+        self.known: dict[Expr, Array] = {}
 
-    def __call__(self, term: Expr) -> float:
-        """The largest error over the worlds, relative to the largest value in its world."""
+    def errors(self, term: Expr) -> Array:
+        """A world each: the largest error, relative to the largest value in that world."""
         if term not in self.known:
-            self.known[term] = self._error(term)
+            self.known[term] = self._errors(term)
         return self.known[term]
 
-    def _error(self, term: Expr) -> float:
+    def _errors(self, term: Expr) -> Array:
         want = np.asarray(self.exact.value(term), np.float64)
         got = np.asarray(self.working.value(term), np.float64)
-        want, got = np.broadcast_arrays(want, got)
+        shape = np.broadcast_shapes(want.shape, got.shape, (len(HOSTILE),))
+        want = np.broadcast_to(want, shape).reshape(-1, len(HOSTILE))
+        got = np.broadcast_to(got, shape).reshape(-1, len(HOSTILE))
         fits = np.abs(want) < np.finfo(np.float32).max  # else fp32 cannot hold the value either
-        sane = fits | ~np.isfinite(want)
-        broken = sane & (np.isfinite(want) != np.isfinite(got))
-        if broken.any():
-            return float("inf")
         compared = fits & np.isfinite(want)
-        if not compared.any():
-            return 0.0
-        size = np.abs(np.where(compared, want, 0.0))
-        largest = size.max(axis=tuple(range(size.ndim - 1)), keepdims=True) if size.ndim else size
         with np.errstate(all="ignore"):
-            error = np.where(compared, np.abs(got - want) / (largest + 1e-30), 0.0)
-        return float(error.max())
+            largest = np.where(compared, np.abs(want), 0.0).max(axis=0) + 1e-30
+            error = np.where(compared, np.abs(got - want), 0.0) / largest
+        error = np.where(compared & ~np.isfinite(got), np.inf, error)
+        return np.asarray(error.max(axis=0))
 
     def safe(self, terms: Sequence[Expr]) -> list[bool]:
-        """Which of some equal terms are about as accurate as the best of them."""
-        return self.as_good(terms, min(terms, key=self))
+        """Which of some equal terms are in every world about as accurate as the best there."""
+        return self._within(terms, np.minimum.reduce([self.errors(t) for t in terms]))
 
     def as_good(self, terms: Sequence[Expr], reference: Expr) -> list[bool]:
-        """Which terms are about as accurate as a reference."""
-        bar = max(TOLERANCE * self(reference), 1e-5)
-        return [self(t) <= bar for t in terms]
+        """Which terms are in every world about as accurate as a reference."""
+        return self._within(terms, self.errors(reference))
+
+    def _within(self, terms: Sequence[Expr], errors: Array) -> list[bool]:
+        bar = np.maximum(TOLERANCE * errors, LEAST_ERROR)
+        return [bool((self.errors(t) <= bar).all()) for t in terms]

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from superopt.mugraph.expr import Axis, Expr, Reduction, axis, make, rebuild, toposort
+from superopt.mugraph.expr import Axis, Expr, Reduction, axis, find, make, rebuild, toposort
 from superopt.mugraph.program import Branch, KernelGraph, Store
+from superopt.mugraph.threads import dot_of
 
 STORED = ("n", "m", "h", "g", "p", "q", "r", "s")  # from the last dimension to the first
 BOUND = ("k", "l", "j", "i", "u", "v")
 
 
-Use = tuple[Axis, str]  # an axis and its role: one name means one tile size in a whole kernel
+Use = tuple[
+    Axis, str
+]  # one name means one tile size in a whole kernel: an axis, and how it is held
+
+
+def _uses(branch: Branch) -> dict[Axis, str]:
+    """The role of each axis; one held whole by a dot is padded, and so is not as another's."""
+    dots = [
+        d
+        for s in branch.stores
+        for n in find(s.value, "reduce")
+        if (d := dot_of(branch, n)) is not None
+    ]
+    padded = {a for d in dots for a in (d.m, d.n, d.k)}
+    roles = {a: branch.role(a) for a in branch.axes}
+    return {a: f"padded {r}" if r == "whole" and a in padded else r for a, r in roles.items()}
 
 
 def rename_axes(graph: KernelGraph) -> KernelGraph:
@@ -20,9 +36,10 @@ def rename_axes(graph: KernelGraph) -> KernelGraph:
     bound: dict[Use, None] = {}
     for kernel in reversed(graph.kernels):
         for branch in kernel.branches:
+            uses = _uses(branch)
             for s in branch.stores:
-                stored.update({(a, branch.role(a)): None for a in reversed(s.axes)})
-            bound.update({(a, branch.role(a)): None for a in branch.axes})
+                stored.update({(a, uses[a]): None for a in reversed(s.axes)})
+            bound.update(dict.fromkeys(uses.items()))
     taken = {s.name.lower() for s in graph.symbols} | {t.name for t in graph.inputs}
     names: dict[Use, Axis] = {}
     for group, letters in ((stored, STORED), (bound, BOUND)):
@@ -51,7 +68,7 @@ def _unused(letters: tuple[str, ...], taken: set[str]) -> str:
 
 
 def _branch(b: Branch, uses: dict[Use, Axis]) -> Branch:
-    names = {a: uses[a, b.role(a)] for a in b.axes}
+    names = {a: uses[a, use] for a, use in _uses(b).items()}
     roles = {names[a].name: b.role(a) for a in b.axes}
     stores = tuple(
         Store(

@@ -281,7 +281,8 @@ class Space:
             terms = self._terms(numbers, split, below, dict(sizes))
             if any(not t for t in terms):
                 continue
-            terms = [self._accurate(t, e) for t, e in zip(group, terms, strict=True)]
+            cut = bool(below)
+            terms = [self._accurate(t, e, cut) for t, e in zip(group, terms, strict=True)]
             if any(not t for t in terms):
                 continue
             for choice in _choices(terms):
@@ -291,15 +292,19 @@ class Space:
                 )
                 yield from branches(stores, split, dict(sizes))
 
-    def _accurate(self, target: Target, terms: list[Expr]) -> list[Expr]:
-        """Drop an output's terms that lose precision where the program does not; note them."""
-        if target.written is None:
+    def _accurate(self, target: Target, terms: list[Expr], cut: bool) -> list[Expr]:
+        """An output's terms but those that lose precision where the program does not; note these.
+
+        The program's own form stays among them: sums that the algebra has regrouped may round to
+        the other side of a comparison.
+        """
+        if target.written is None or self.allow_unsafe:
             return terms
         verdicts = list(zip(terms, self.accuracy.as_good(terms, target.written), strict=True))
-        if self.allow_unsafe:
-            return terms
-        self.refused.update({t: self.accuracy(t) for t, safe in verdicts if not safe})
-        return [t for t, safe in verdicts if safe]
+        lossy = [t for t, safe in verdicts if not safe]
+        self.refused.update({t: float(self.accuracy.errors(t).max()) for t in lossy})
+        kept = [t for t, safe in verdicts if safe]
+        return kept if cut else [*kept, target.written]
 
     def _splits(self, stored: frozenset[Axis]) -> Iterator[frozenset[Axis]]:
         """Which stored axes are split over programs: all, or all but those as long as a bound
