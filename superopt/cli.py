@@ -65,6 +65,9 @@ def search(
     allow_unsafe: Annotated[
         bool, typer.Option("--allow-unsafe", help="Admit what the numeric gate refuses.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take up a killed search where its journal ends.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the reports as JSON, one a line.")
     ] = False,
@@ -75,7 +78,7 @@ def search(
         from superopt.spec import load_specs
 
         settings = Settings(
-            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe
+            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe, resume
         )
         specs = load_specs(*_split(where))
         codes = [_search_one(spec, settings, out, as_json) for spec in specs]
@@ -97,7 +100,7 @@ def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
 
     check_writable(out, spec.name)
     with _progress(spec.name) as progress:
-        run = find_kernel(spec, settings, progress)
+        run = find_kernel(spec, settings, progress, out / spec.name / "journal.jsonl")
     folder = write_folder(run, out)
     report = build_report(run)
     if as_json:

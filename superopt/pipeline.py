@@ -59,6 +59,7 @@ class Settings:
     exhaustive: bool = False
     precision: str = "ieee"
     allow_unsafe: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
         load_profile(self.target)
@@ -146,9 +147,15 @@ class Run:
         return self.verdicts[pick.candidate.graph]
 
 
-def find_kernel(spec: Spec, settings: Settings, progress: Progress | None = None) -> Run:
+def find_kernel(
+    spec: Spec,
+    settings: Settings,
+    progress: Progress | None = None,
+    journal: Path | None = None,
+) -> Run:
     """Search, and settle on the best candidates that pass. The run has no source where none did.
 
+    `journal`: a file in which the search keeps its finished tasks, for `settings.resume`.
     Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
     """
     profile = load_profile(settings.target)
@@ -159,7 +166,15 @@ def find_kernel(spec: Spec, settings: Settings, progress: Progress | None = None
         traced_in = time.monotonic() - start
         sizes = tuned_sizes(traced.program, spec)
         options = Options(
-            profile, sizes, settings.time_limit, settings.jobs, settings.top, settings.exhaustive
+            profile,
+            sizes,
+            settings.time_limit,
+            settings.jobs,
+            settings.top,
+            settings.exhaustive,
+            settings.allow_unsafe,
+            journal,
+            settings.resume,
         )
         outcome = search_program(traced.program, options, progress)
         known = {s: baselines(traced.program, dict(s), profile) for s in sizes}

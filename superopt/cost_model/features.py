@@ -235,8 +235,7 @@ def sector_overhead(a: Access, s: Shape) -> Numbers:
         run = run * inside
         if extent.op != "const" or s.extent[x] != extent.attr or np.all(inside < s.extent[x]):
             break
-    sectors: Numbers = np.ceil(run / SECTOR)
-    return sectors * SECTOR / run + 4 / run
+    return np.asarray(np.ceil(run / SECTOR) * SECTOR / run + 4 / run)
 
 
 def tensor_elements(t: Tensor, sizes: Sizes) -> float:

@@ -45,6 +45,7 @@ class SourceOp:
 
     `kind` is view (free), pointwise, reduction or contraction; `reads` and `writes` name values of
     the traced program (an input has its parameter's name); `flops` is an extent expression.
+    A view named "output" that writes nothing marks a value that the program returns.
     """
 
     name: str

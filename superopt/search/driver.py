@@ -40,6 +40,7 @@ from superopt.search.partition import candidates, cuts, temporary
 from superopt.search.rules import Saturation, saturate
 from superopt.search.space import Exhaustive, Found, Sizes, Space, Target
 
+ALIKE = 3  # candidates kept that compute the same values: a check that refuses one refuses all
 SAME = 1.05  # two µGraphs whose predictions differ by less are not worth two kernels
 
 
@@ -242,7 +243,7 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
         here = [f for f in found if f.sizes == sizes]
         texts = {f.graph: print_graph(f.graph) for f in here}
         here.sort(key=lambda f: (round(f.prediction.time_us, 4), texts[f.graph]))
-        chosen.update(dict.fromkeys(rename_axes(f.graph) for f in here[: options.top]))
+        chosen.update(dict.fromkeys(rename_axes(f.graph) for f in _varied(here, options.top)))
     result = []
     for graph in chosen:
         at = {}
@@ -260,6 +261,18 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
         return round(sum(ratios), 4), c.text
 
     return sorted(result, key=score)
+
+
+def _varied(ranked_found: list[Found], top: int) -> list[Found]:
+    """The first `top`, at most ALIKE of which differ only in cuts, roles and grouping."""
+    seen: dict[tuple[str, ...], int] = {}
+    kept = []
+    for f in ranked_found:
+        values = tuple(sorted(s.value.digest for k in f.graph.kernels for s in k.stores))
+        seen[values] = seen.get(values, 0) + 1
+        if seen[values] <= ALIKE:
+            kept.append(f)
+    return kept[:top]
 
 
 def _predict_at(

@@ -53,9 +53,7 @@ def contraction(e: Expr) -> tuple[Expr, Expr] | None:
     lacks."""
     if e.op != "reduce" or e.attr.monoid != "sum" or len(e.attr.axes) != 1:
         return None
-    body = e.args[0]
-    while body.op == "cast" and is_float(body.args[0].dtype):
-        body = body.args[0]
+    body = _product_of(e)
     if body.op != "mul" or e.dtype not in ("f32", "f16", "bf16"):
         return None
     a, b = body.args
@@ -91,7 +89,7 @@ class Coster:
         if e.op == "reduce":
             inner = e.args[0].free | frozenset(e.attr.axes)
             if contraction(e) is not None:
-                return self.volume(inner) * (2 * w.tensor - w.scalar)  # its product is not separate
+                return self.volume(inner) * 2 * w.tensor
             return self.volume(inner) * w.scalar
         if e.dtype == "index":
             return 0.0
@@ -100,8 +98,18 @@ class Coster:
     def __call__(self, e: Expr) -> float:
         cost = self.total.get(e)
         if cost is None:
-            cost = self.total[e] = sum(self.node(n) for n in toposort(e))
+            nodes = toposort(e)
+            products = {_product_of(n) for n in nodes if contraction(n) is not None}
+            cost = self.total[e] = sum(self.node(n) for n in nodes if n not in products)
         return cost
+
+
+def _product_of(dot: Expr) -> Expr:
+    """The product that a contraction sums: part of the dot, not computed by itself."""
+    body = dot.args[0]
+    while body.op == "cast" and is_float(body.args[0].dtype):
+        body = body.args[0]
+    return body
 
 
 @dataclass

@@ -9,7 +9,7 @@ a left side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from superopt.mugraph.expr import Axis, cast
 from superopt.mugraph.index import mul as index_mul
@@ -88,8 +88,11 @@ def _sums_exchange(g: EGraph, c: int, n: ENode) -> Iterator[int]:
                         continue
                     scale = body.attr * product.attr
                     new = g.reduction(n.attr, axes, g.product(scale, [*others, *move], g[c].dtype))
+                    # a dot rounds an operand only where the program itself does
+                    kept = g[new].rounded is not None
+                    outer = inner.attr if kept else replace(inner.attr, operand=None)
                     yield g.reduction(
-                        inner.attr, inner.attr.axes, g.product(1.0, [*stay, new], g[c].dtype)
+                        outer, inner.attr.axes, g.product(1.0, [*stay, new], g[c].dtype)
                     )
 
 

@@ -291,6 +291,8 @@ class _Lowerer:
                     f"{where}: {called}: output {n} is input {value.base.name!r} or a view of it;"
                     " return a copy of it (.clone()), or leave it out"
                 )
+            if value.base is not None:
+                self.source_ops.append(SourceOp("output", "view", (value.base,), (), index(0)))
             found.append(value)
         if not found:
             raise SpecError(f"{where}: {called}: returns nothing")
