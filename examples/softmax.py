@@ -6,7 +6,7 @@ from torch.export import Dim
 import superopt
 from superopt import Tensor
 
-B = Dim("B", min=1, max=65536)
+B = Dim("B", min=1, max=4096)
 N = Dim("N", min=1, max=262144)
 
 

@@ -212,8 +212,11 @@ def _settle(run: Run, worker: Worker, compiler: Compiler) -> None:
         refused = _try(run, picked, worker, compiler)
         if refused is None:
             return
-        left = [c for c in left if c is not refused]
         last = run.refusals[-1]
+        if last.stage == "compile":  # at one size; it may serve the others
+            del refused.at[tuple(last.witness["sizes"].items())]
+        if last.stage != "compile" or not refused.at:
+            left = [c for c in left if c is not refused]
         if last.stage == "gate" and last.excess > HOPELESS:
             alike = [c for c in left if _values(c) == _values(refused)]
             for c in alike:

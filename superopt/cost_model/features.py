@@ -101,9 +101,12 @@ def _walk(
     for item in items:
         if isinstance(item, Loop):
             inner = (*context, item.axis)
+            dotted = any(dot_of(out.branch, node) is not None for node in item.reductions)
             for node in item.reductions:
                 _reduction(node, inner, out)
                 tile = frozenset(a for a in node.free if out.branch.role(a) != "loop")
+                if not dotted:  # it keeps the tile's shape until the loop has ended
+                    tile |= frozenset(node.attr.axes)
                 out.accumulators.append((tile, inner))
             for node in item.reductions:
                 if dot_of(out.branch, node) is not None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +23,7 @@ from typing import Any
 
 from superopt.errors import SuperoptError
 
+SECONDS = 10.0  # for one launch; a kernel that fits its registers takes one or two
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
@@ -130,12 +134,35 @@ def _compiled(launch: Launch, target: str) -> CompileStats:
     constexprs = {p.name for p in launch.kernel.params if p.is_constexpr}
     signature, constants, attributes = _specialized(values, constexprs)
     try:
-        source = ASTSource(launch.kernel, signature, constants, attributes)
-        done = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+        with _limited(SECONDS):
+            source = ASTSource(launch.kernel, signature, constants, attributes)
+            done = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+            registers, spilled = _resources(done.asm, target)
     except Exception as error:  # Triton's own errors have no base class: all are a refusal
         return CompileStats(name, target, error=f"{type(error).__name__}: {error}".strip())
-    registers, spilled = _resources(done.asm, target)
     return CompileStats(name, target, registers, spilled, done.metadata.shared, _dots(done.asm))
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after so long, and so end a child that subprocess waits for.
+
+    Signals reach the main thread only: elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"did not compile in {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _specialized(
