@@ -40,6 +40,7 @@ from superopt.search.partition import candidates, cuts, temporary
 from superopt.search.rules import Saturation, saturate
 from superopt.search.space import Exhaustive, Found, Sizes, Space, Target
 
+WORTH_KEEPING = 1.5  # times the uncut program's time: what takes longer is not worth a place
 ALIKE = 3  # candidates kept that compute the same values: a check that refuses one refuses all
 SAME = 1.05  # two µGraphs whose predictions differ by less are not worth two kernels
 
@@ -193,7 +194,7 @@ def _note_exhaustive(done: Exhaustive, outcome: Outcome) -> None:
 
 
 def _tasks(space: Space, found: list[Found], options: Options) -> tuple[list[tuple[int, ...]], int]:
-    """The cuts that may still beat the K-th best of the uncut program, cheapest bound first."""
+    """The cuts that may still earn a place beside the uncut program, cheapest bound first."""
     largest = max(options.sizes, key=lambda s: prod(v for _, v in s))
     outputs = [t.number for t in space.outputs]
     most = ideal_bytes(space.program, dict(largest)) / 2
@@ -204,7 +205,8 @@ def _tasks(space: Space, found: list[Found], options: Options) -> tuple[list[tup
         kept = []
         for s, bound in zip(options.sizes, bounds, strict=True):
             times = sorted(f.prediction.time_us for f in found if f.sizes == s)
-            kept.append(len(times) < options.top or bound < times[options.top - 1])
+            bar = times[: options.top][-1] if len(times) >= options.top else float("inf")
+            kept.append(not times or bound < min(bar, times[0] * WORTH_KEEPING))
         if any(kept):
             todo.append((sum(bounds), cut))
         else:
@@ -220,7 +222,7 @@ def _lower_bound(space: Space, cut: tuple[int, ...], sizes: Sizes) -> float:
         tensor = temporary(space.graph, c, n, None, ()).tensor
         elements = prod(ix.value(e, dict(sizes)) for e in tensor.shape)
         moved += 2 * elements * 2  # written and read once, in half precision at least
-    return (2 * p.launch_s + moved / p.dram_bytes_per_s) * 1e6
+    return (2 * (p.launch_s + p.dram_latency_s) + moved / p.dram_bytes_per_s) * 1e6
 
 
 def ideal_bytes(program: Program, sizes: dict[str, int]) -> float:

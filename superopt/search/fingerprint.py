@@ -23,6 +23,7 @@ from superopt.mugraph.expr import Axis, Expr, toposort
 from superopt.mugraph.ops import MONOIDS, OPS
 
 POINTS = 5  # index values an axis is sampled at, one in each fifth: both sides of a comparison
+TRUTH = (2, 4, 2, 0)  # fourths of a world's bools that are true: some masks hide nothing, or all
 SCALES = (4.0, 4.0, 60.0, 0.3)  # of a world's floats: thresholds lie far apart
 WORLDS = 32  # contents of memory: comparisons fall both ways in some of them
 Array = np.ndarray[Any, Any]
@@ -124,8 +125,9 @@ class Fingerprints:
             state = (state * 1000003 + self.values[e].astype(np.int64) * 7919 + 12345) & 0x7FFFFFFF
             state = (state ^ (state >> 13)) * 1274126177 & 0x7FFFFFFF
         kind = DTYPES[node.attr.dtype].kind
+        v: Array
         if kind == "bool":
-            v = (state >> 7) & 1 == 1
+            v = (state >> 7) % 4 < np.resize(TRUTH, self.worlds)
         elif kind == "int":
             v = (state >> 7) % 5
         else:

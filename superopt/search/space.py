@@ -78,12 +78,11 @@ class Space:
 
     def search_cut(self, cut: tuple[int, ...], sizes: Sizes) -> Iterator[Found]:
         """Complete µGraphs for a cut, one for each way to group its stores into kernels."""
-        plan = self._plan(cut)
-        if plan is None:
+        stages = self._plan(cut)
+        if stages is None:
             return
-        stages, given = plan
         for separate in (False, True):
-            grouped = [self._groups(stage, given, sizes, separate) for stage in stages]
+            grouped = [self._groups(stage, known, sizes, separate) for stage, known in stages]
             if any(not options for stage in grouped for options in stage):
                 continue
             for pick in _variants(grouped):
@@ -92,7 +91,7 @@ class Space:
                         yield f
                     if all(len(stage) == 1 for stage in pick):
                         break  # one branch a stage: nothing to part
-            if all(len(stage) == 1 for stage in stages):
+            if all(len(stage) == 1 for stage, _ in stages):
                 return
 
     def _assemble(
@@ -122,8 +121,11 @@ class Space:
 
     # -- stages ---------------------------------------------------------------------------------
 
-    def _plan(self, cut: tuple[int, ...]) -> tuple[list[list[Target]], dict[int, Expr]] | None:
-        """Order the temporaries by need, and give every store the stage at which it can run."""
+    def _plan(self, cut: tuple[int, ...]) -> list[tuple[list[Target], dict[int, Expr]]] | None:
+        """The stages of a cut: what each stores, and the temporaries that it may load.
+
+        None where a temporary would have no reader.
+        """
         g = self.graph
         rows = [a for t in self.outputs for a in t.shape.axes]
         todo = [temporary(g, c, n, operand_type(g, c), rows) for n, c in enumerate(cut)]
@@ -167,7 +169,8 @@ class Space:
             while len(stages) <= stage:
                 stages.append([])
             stages[stage].append(target)
-        return stages, given
+        known = [{k: v for k, v in given.items() if level[k] < n} for n in range(len(stages))]
+        return list(zip(stages, known, strict=True))
 
     def _used(
         self, roots: list[int], given: Mapping[int, Expr], exclude: int | None
