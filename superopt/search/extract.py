@@ -130,12 +130,15 @@ class Extractor:
         for c in classes:
             if c in self.given:
                 self.terms[c] = [self.given[c]]
+        children = {
+            c: {self.graph.find(k) for n in self.graph.classes[c].nodes for k in n.children}
+            for c in classes
+        }
+        stale = set(classes)
         for _ in range(rounds):
-            changed = False
-            for c in classes:
-                if c not in self.given:
-                    changed |= self._class(c)
-            if not changed:
+            changed = {c for c in classes if c in stale and c not in self.given and self._class(c)}
+            stale = {c for c in classes if children[c] & changed}
+            if not stale:
                 return
 
     def _below(self, targets: list[int]) -> list[int]:
