@@ -75,6 +75,7 @@ class Space:
     configured: int = 0  # configurations predicted
     _grouped: dict[object, list[tuple[float, Branch]]] = field(default_factory=dict)
     _models: dict[object, Ranked] = field(default_factory=dict)
+    _uses: dict[object, set[int] | None] = field(default_factory=dict)
 
     def search_cut(self, cut: tuple[int, ...], sizes: Sizes) -> Iterator[Found]:
         """Complete µGraphs for a cut, one for each way to group its stores into kernels."""
@@ -175,8 +176,16 @@ class Space:
     def _used(
         self, roots: list[int], given: Mapping[int, Expr], exclude: int | None
     ) -> set[int] | None:
-        """The temporaries that the cheapest terms load."""
+        """The temporaries that the cheapest terms load; kept for other cuts, and not counted."""
         allowed = {k: v for k, v in given.items() if k != exclude}
+        key = (tuple(roots), tuple((k, v) for k, v in allowed.items()))
+        if key not in self._uses:
+            counts, self.counts = self.counts, Counts()
+            self._uses[key] = self._loaded(roots, allowed)
+            self.counts = counts
+        return self._uses[key]
+
+    def _loaded(self, roots: list[int], allowed: Mapping[int, Expr]) -> set[int] | None:
         g = self.graph
         split = frozenset().union(*(g[r].free for r in roots))
         terms = self._terms(tuple(roots), split, allowed, dict(self._nominal_sizes()))
