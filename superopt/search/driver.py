@@ -218,8 +218,8 @@ def _lower_bound(space: Space, cut: tuple[int, ...], sizes: Sizes) -> float:
     """Microseconds that a cut takes at least: two launches, and its bytes at full bandwidth."""
     p = space.profile
     moved = ideal_bytes(space.program, dict(sizes))
-    for n, c in enumerate(cut):
-        tensor = temporary(space.graph, c, n, None, ()).tensor
+    for c in cut:
+        tensor = temporary(space.graph, c, None, ()).tensor
         elements = prod(ix.value(e, dict(sizes)) for e in tensor.shape)
         moved += 2 * elements * 2  # written and read once, in half precision at least
     return (2 * (p.launch_s + p.dram_latency_s) + moved / p.dram_bytes_per_s) * 1e6

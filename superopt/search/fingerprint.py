@@ -199,6 +199,12 @@ class Accuracy:
         self.working = Fingerprints(seed, np.float32, len(HOSTILE), scales)
         self.known: dict[Expr, Array] = {}
 
+    def define(self, loaded: Expr, term: Expr) -> None:
+        """A load of a temporary has the value of what is stored there, rounded to its type."""
+        if loaded not in self.exact.values:
+            self.exact.values[loaded] = self.exact.value(term)
+            self.working.values[loaded] = _rounded(self.working.value(term), loaded.dtype)
+
     def errors(self, term: Expr) -> Array:
         """A world each: the largest error, relative to the largest value in that world."""
         if term not in self.known:

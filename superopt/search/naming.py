@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
-from superopt.mugraph.expr import Axis, Expr, Reduction, axis, find, make, rebuild, toposort
+from superopt.mugraph.expr import (
+    Axis,
+    Expr,
+    Reduction,
+    Tensor,
+    axis,
+    find,
+    load,
+    make,
+    rebuild,
+    toposort,
+)
 from superopt.mugraph.program import Branch, KernelGraph, Store
 from superopt.mugraph.threads import dot_of
 
@@ -31,7 +43,10 @@ def _uses(branch: Branch) -> dict[Axis, str]:
 
 
 def rename_axes(graph: KernelGraph) -> KernelGraph:
-    """The same µGraph with short names; an axis in one role has one name in all kernels."""
+    """The same µGraph with short names; an axis in one role has one name in all kernels.
+
+    Temporaries become t0, t1, ... in launch order.
+    """
     stored: dict[Use, None] = {}
     bound: dict[Use, None] = {}
     for kernel in reversed(graph.kernels):
@@ -41,18 +56,22 @@ def rename_axes(graph: KernelGraph) -> KernelGraph:
                 stored.update({(a, uses[a]): None for a in reversed(s.axes)})
             bound.update(dict.fromkeys(uses.items()))
     taken = {s.name.lower() for s in graph.symbols} | {t.name for t in graph.inputs}
+    own = {t.name for t in (*graph.inputs, *graph.outputs)}
+    numbered = (f"t{n}" for n in count() if f"t{n}" not in own)
+    tensors = {t: replace(t, name=next(numbered)) for t in graph.temporaries}
     names: dict[Use, Axis] = {}
     for group, letters in ((stored, STORED), (bound, BOUND)):
         for a, role in group:
             if (a, role) in names:
                 continue
-            own = a.extent.attr.name.lower() if a.extent.op == "sym" else ""
+            plain = a.extent.attr.name.lower() if a.extent.op == "sym" else ""
             used = {n.name for n in names.values()}
-            name = own if own and own not in used else _unused(letters, taken)
+            name = plain if plain and plain not in used else _unused(letters, taken)
             taken.add(name)
             names[a, role] = Axis(name, a.extent)
     kernels = tuple(
-        replace(k, branches=tuple(_branch(b, names) for b in k.branches)) for k in graph.kernels
+        replace(k, branches=tuple(_branch(b, names, tensors) for b in k.branches))
+        for k in graph.kernels
     )
     return replace(graph, kernels=kernels)
 
@@ -67,22 +86,22 @@ def _unused(letters: tuple[str, ...], taken: set[str]) -> str:
         number += 1
 
 
-def _branch(b: Branch, uses: dict[Use, Axis]) -> Branch:
+def _branch(b: Branch, uses: dict[Use, Axis], tensors: dict[Tensor, Tensor]) -> Branch:
     names = {a: uses[a, use] for a, use in _uses(b).items()}
     roles = {names[a].name: b.role(a) for a in b.axes}
     stores = tuple(
         Store(
-            s.tensor,
+            tensors.get(s.tensor, s.tensor),
             tuple(names[a] for a in s.axes),
-            tuple(_rename(i, names) for i in s.indices),
-            _rename(s.value, names),
+            tuple(_rename(i, names, tensors) for i in s.indices),
+            _rename(s.value, names, tensors),
         )
         for s in b.stores
     )
     return Branch(stores, tuple(sorted(roles.items())))
 
 
-def _rename(root: Expr, names: dict[Axis, Axis]) -> Expr:
+def _rename(root: Expr, names: dict[Axis, Axis], tensors: dict[Tensor, Tensor]) -> Expr:
     done: dict[Expr, Expr] = {}
     for node in toposort(root):
         args = tuple(done[a] for a in node.args)
@@ -92,6 +111,8 @@ def _rename(root: Expr, names: dict[Axis, Axis]) -> Expr:
             axes = tuple(sorted((names[a] for a in node.attr.axes), key=lambda a: a.name))
             spec = Reduction(node.attr.monoid, axes, node.attr.operand)
             done[node] = make("reduce", args, spec, node.dtype)
+        elif node.op == "load" and node.attr in tensors:
+            done[node] = load(tensors[node.attr], args[:-1], args[-1])
         else:
             done[node] = rebuild(node, args)
     return done[root]

@@ -131,18 +131,17 @@ def _work(g: EGraph, c: int, sizes: Mapping[str, int]) -> float:
     return best
 
 
-def temporary(
-    g: EGraph, c: int, number: int, operand: str | None, rows: Sequence[Axis]
-) -> Temporary:
+def temporary(g: EGraph, c: int, operand: str | None, rows: Sequence[Axis]) -> Temporary:
     """The tensor of a stored class: rounded as the program rounds it, else as its dot operands are.
 
+    Its name, @ and the class, is nobody's: kernels get readable ones in the end (`naming`).
     `rows`: the outputs' axes, which come first; what its consumer reduces over lies contiguous.
     """
     k = g.classes[g.find(c)]
     place = {a: n for n, a in reversed(list(enumerate(rows)))}
     axes = tuple(sorted(k.free, key=lambda a: (place.get(a, len(rows)), a.name)))
     dtype = k.rounded or operand or k.dtype
-    tensor = Tensor(f"t{number}", tuple(a.extent for a in axes), dtype)
+    tensor = Tensor(f"@{g.find(c)}", tuple(a.extent for a in axes), dtype)
     return Temporary(g.find(c), tensor, axes)
 
 

@@ -75,6 +75,7 @@ class Space:
     configured: int = 0  # configurations predicted
     _grouped: dict[object, list[tuple[float, Branch]]] = field(default_factory=dict)
     _models: dict[object, Ranked] = field(default_factory=dict)
+    _terms_of: dict[int, Expr] = field(default_factory=dict)
     _uses: dict[object, set[int] | None] = field(default_factory=dict)
 
     def search_cut(self, cut: tuple[int, ...], sizes: Sizes) -> Iterator[Found]:
@@ -129,11 +130,12 @@ class Space:
         """
         g = self.graph
         rows = [a for t in self.outputs for a in t.shape.axes]
-        todo = [temporary(g, c, n, operand_type(g, c), rows) for n, c in enumerate(cut)]
+        todo = [temporary(g, c, operand_type(g, c), rows) for c in cut]
         given: dict[int, Expr] = {}
         targets = {}
         for t in todo:
             value = t.load
+            self.accuracy.define(value, self._representative(t.number))
             given[t.number] = cast(value, g.classes[t.number].dtype)
             axes = tuple(a for a in t.axes)
             store = Store(t.tensor, axes, value.args[:-1], value)
@@ -198,6 +200,16 @@ class Space:
             for n in toposort(v)
             if n.op == "load" and n.attr in loaded
         }
+
+    def _representative(self, c: int) -> Expr:
+        """A term of a class, the program's own where it has one."""
+        if c not in self._terms_of:
+            own = next((e for e, k in self.graph.of.items() if self.graph.find(k) == c), None)
+            free = self.graph[c].free
+            self._terms_of[c] = (
+                own or self._terms((c,), free, {}, dict(self._nominal_sizes()))[0][0]
+            )
+        return self._terms_of[c]
 
     def _nominal_sizes(self) -> Sizes:
         return tuple((s.name, max(s.low, min(s.high, 4096))) for s in self.program.symbols)
