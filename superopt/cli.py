@@ -99,9 +99,12 @@ def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
     from superopt.report import build_report, check_writable, to_text, write_folder
 
     check_writable(out, spec.name)
+    journal = out / spec.name / "journal.jsonl"
     with _progress(spec.name) as progress:
-        run = find_kernel(spec, settings, progress, out / spec.name / "journal.jsonl")
+        run = find_kernel(spec, settings, progress, journal)
     folder = write_folder(run, out)
+    if run.stop_reason == "exhausted":
+        journal.unlink(missing_ok=True)  # nothing is left to resume
     report = build_report(run)
     if as_json:
         print(to_text(report | {"folder": str(folder)}))

@@ -19,7 +19,11 @@ from typer.testing import CliRunner
 
 import superopt
 from superopt import cli, pipeline
+from superopt.cost_model.profile import load_profile
 from superopt.errors import UnsupportedOperator
+from superopt.mugraph.trace import trace
+from superopt.search.driver import Options, search_program
+from superopt.spec import load_specs
 
 HEAD = """
 import torch
@@ -311,3 +315,18 @@ def test_a_time_limit_is_reported(spec_file: Any, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "two_products" / "report.json").read_text())
     assert report["search"]["stop_reason"] == "time limit"
+
+
+def test_a_killed_search_resumes_from_its_journal(tmp_path: Path) -> None:
+    """What a search had finished is read back, and the journal goes once the search is done."""
+    file = Path(__file__).parents[1] / "examples" / "lora.py"
+    (spec,) = load_specs(file, None)
+    program = trace(spec).program
+    journal = tmp_path / "lora" / "journal.jsonl"
+    journal.parent.mkdir()
+    options = Options(load_profile("h200"), pipeline.tuned_sizes(program, spec), journal=journal)
+    search_program(program, options)
+    assert journal.exists()
+    done = call("search", file, "--out", tmp_path, "--resume")
+    assert done.exit_code == 0, done.output
+    assert not journal.exists()

@@ -127,6 +127,7 @@ def test_source_operators() -> None:
         ("view", ["x"], ["B - 1", "64"], "0"),
         ("reduction", ["x"], ["B - 1", "64"], "B * 640 - 640"),
         ("contraction", ["softmax", "w"], ["2", "B - 1", "64"], "B * 8192 - 8192"),
+        ("view", ["matmul"], ["2", "B - 1", "32"], "0"),  # what is returned
     ]
 
 
