@@ -182,15 +182,13 @@ class Space:
         allowed = {k: v for k, v in given.items() if k != exclude}
         key = (tuple(roots), tuple((k, v) for k, v in allowed.items()))
         if key not in self._uses:
-            counts, self.counts = self.counts, Counts()
             self._uses[key] = self._loaded(roots, allowed)
-            self.counts = counts
         return self._uses[key]
 
     def _loaded(self, roots: list[int], allowed: Mapping[int, Expr]) -> set[int] | None:
         g = self.graph
         split = frozenset().union(*(g[r].free for r in roots))
-        terms = self._terms(tuple(roots), split, allowed, dict(self._nominal_sizes()))
+        terms = self._peek(tuple(roots), split, allowed)
         if any(not t for t in terms):
             return None
         loaded = {n.attr for t in terms for n in toposort(t[0]) if n.op == "load"}
@@ -210,6 +208,15 @@ class Space:
                 own or self._terms((c,), free, {}, dict(self._nominal_sizes()))[0][0]
             )
         return self._terms_of[c]
+
+    def _peek(
+        self, roots: tuple[int, ...], split: frozenset[Axis], given: Mapping[int, Expr]
+    ) -> list[list[Expr]]:
+        """Terms at nominal sizes, for planning: their results are kept, so they are not counted."""
+        counts, self.counts = self.counts, Counts()
+        terms = self._terms(roots, split, given, dict(self._nominal_sizes()))
+        self.counts = counts
+        return terms
 
     def _nominal_sizes(self) -> Sizes:
         return tuple((s.name, max(s.low, min(s.high, 4096))) for s in self.program.symbols)
