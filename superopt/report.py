@@ -102,7 +102,6 @@ def _search(run: Run) -> Json:
             "built": o.counts.built,
             "duplicate": o.counts.duplicate,
             "dominated": o.counts.dominated,
-            "pruned": o.counts.pruned,
             "assigned": o.assigned,
             "configured": o.configured,
             "cuts": o.tasks,

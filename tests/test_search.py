@@ -110,6 +110,15 @@ def test_every_candidate_computes_the_program(fn, shapes) -> None:
             np.testing.assert_allclose(got[t.name], want[t.name], rtol=1e-9, atol=1e-9)
 
 
+def test_a_cast_to_double_is_not_a_hint() -> None:
+    def total(x):
+        return x.double().sum(-1)
+
+    best = search(traced(total, x=(64, 128))).candidates[0].graph
+    sums = [n for s in best.kernels[0].stores for n in find(s.value, "reduce")]
+    assert [n.dtype for n in sums] == ["f64"]
+
+
 # -- determinism, limits, interruption -----------------------------------------------------------
 
 

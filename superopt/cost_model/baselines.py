@@ -22,7 +22,7 @@ def baselines(program: Program, sizes: Sizes, profile: Profile) -> dict[str, Pre
     does. `roofline`: one launch that moves inputs and outputs once and computes what was written.
     """
     ops = [o for o in program.source_ops if o.kind != "view"]
-    alias = _aliases(program.source_ops)
+    alias = _Alias(program.source_ops)
     groups = greedy_groups(program)
     return {
         "unfused": total([_group([o], program, alias, sizes, profile) for o in ops] or [_empty()]),
@@ -36,7 +36,7 @@ def greedy_groups(program: Program) -> list[list[SourceOp]]:
     operators
     and reductions of one row space join; nothing is fused into a product's operands."""
     ops = [o for o in program.source_ops if o.kind != "view"]
-    alias = _aliases(program.source_ops)
+    alias = _Alias(program.source_ops)
     group_of: dict[str, int] = {}
     groups: list[list[SourceOp]] = []
     for o in ops:
@@ -65,10 +65,6 @@ def _numel(o: SourceOp) -> tuple[object, ...]:
     return tuple(o.writes[0].shape)
 
 
-def _aliases(ops: Sequence[SourceOp]) -> _Alias:
-    return _Alias(ops)
-
-
 class _Alias:
     """The value that a view chain starts from, by name."""
 
@@ -92,7 +88,9 @@ def _group(
 ) -> Prediction:
     """One kernel: reads from outside the group once, writes what is used outside it."""
     made = {alias(t) for o in group for t in o.writes}
-    wanted = {alias(t) for o in program.source_ops if o not in group for t in o.reads}
+    outside = [o for o in program.source_ops if o not in group]
+    users = [o for o in outside if o.kind != "view" or not o.writes]  # a view is read by its users
+    wanted = {alias(t) for o in users for t in o.reads}
     inside = {alias(t) for o in group for t in o.reads}
     reads: dict[str, float] = {}
     writes: dict[str, float] = {}

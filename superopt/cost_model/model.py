@@ -269,6 +269,8 @@ class KernelModel:
         for f, s in pairs:
             straight, looped = np.zeros(1), np.zeros(1)
             for a in f.accesses:
+                if a.is_store:
+                    continue
                 tile = ft.tile_elements(s, a.free) * ft.bytes_of(a.tensor)
                 if a.context:
                     looped = looped + tile

@@ -96,6 +96,8 @@ class Writer:
         for symbol in _symbols(branch):
             self.symbols[symbol.name] = self.namer.new(symbol.name)
         self.index_names = {a: self.namer.new(self.stem(a)) for a in branch.axes}
+        for name in self.index_names.values():  # derived names that no value may take
+            self.namer.taken |= {f"in_{name}", f"{name}_start", f"block_{name}", f"blocks_{name}"}
         self.used_index: set[Axis] = set()
         self.used_mask: set[Axis] = set()
         self.users = self._users()

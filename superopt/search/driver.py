@@ -170,7 +170,9 @@ def _results(
     journal = None
     if options.journal is not None:
         journal = Journal.open(
-            options.journal, program, options.profile, options.sizes, options.resume
+            options.journal,
+            (program, options.profile, options.sizes, options.allow_unsafe, options.exhaustive),
+            options.resume,
         )
     uncut: list[Found] = []
 
@@ -183,12 +185,12 @@ def _results(
         yield result
     tasks, outcome.tasks_pruned = _tasks(space, uncut, options)
     outcome.tasks = len(tasks) + 1
-    yield from run(tasks, options.jobs)
+    yield from run(tasks, 1 if options.exhaustive else options.jobs)  # its record is kept here
 
 
 def _note_exhaustive(done: Exhaustive, outcome: Outcome) -> None:
     outcome.counts.built += sum(r.enumerated for r in done.runs)
-    outcome.bound = max(r.bound for r in done.runs)
+    outcome.bound = max((r.bound for r in done.runs), default=None)
     if not all(r.spent for r in done.runs):
         outcome.stop_reason = "time limit"
 

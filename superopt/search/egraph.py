@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from superopt.mugraph.dtypes import is_float
-from superopt.mugraph.expr import Axis, Expr, Reduction, toposort
+from superopt.mugraph.expr import Axis, Expr, Reduction, const, toposort
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,6 @@ class EGraph:
         return None
 
     def leaf_constant(self, value: float, dtype: str) -> int:
-        from superopt.mugraph.expr import const
-
         return self.add(ENode("leaf", const(value, dtype), ()), dtype)
 
     def reduction(self, spec: Reduction, axes: tuple[Axis, ...], body: int) -> int:
@@ -154,7 +152,7 @@ class EGraph:
         kids = [self.find(self.of[a]) for a in e.args] if e.op != "load" else []
         wide = "f64" if e.dtype == "f64" else "f32" if is_float(e.dtype) else e.dtype
         match e.op:
-            case "cast" if is_float(e.dtype) and is_float(e.args[0].dtype):
+            case "cast" if _hint(e, self[kids[0]].dtype):
                 known = self[kids[0]]
                 if _NARROW[e.dtype] > _NARROW.get(known.rounded or "f64", 0):
                     known.rounded = e.dtype
@@ -231,6 +229,12 @@ class EGraph:
                     other = self.number.setdefault(n, c)
                     if self.find(other) != self.find(c):
                         self.union(other, c)
+
+
+def _hint(e: Expr, computed: str) -> bool:
+    """Whether a cast only says how to round: one between floats, but to f64 from less is real."""
+    floats = is_float(e.dtype) and is_float(e.args[0].dtype)
+    return floats and (e.dtype != "f64" or computed == "f64")
 
 
 _float_memo: dict[Expr, bool] = {}

@@ -27,6 +27,7 @@ from superopt.search.extract import Counts
 from superopt.search.space import Found, Sizes, Space
 
 Task = tuple[int, ...]
+FORMAT = 1  # of the journal: to be raised where class numbers or results change their meaning
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Result:
 class Journal:
     """Results of finished tasks, a JSON line each, in a file that survives a kill.
 
-    `key` identifies program, machine and sizes: lines of another search are passed over.
+    `key` identifies the search: lines of another are passed over.
     """
 
     path: Path
@@ -53,10 +54,10 @@ class Journal:
     done: dict[Task, Result] = field(default_factory=dict)
 
     @staticmethod
-    def open(
-        path: Path, program: Program, profile: Profile, sizes: Sequence[Sizes], resume: bool
-    ) -> Journal:
-        text = json.dumps([to_json(program), asdict(profile), sizes], sort_keys=True)
+    def open(path: Path, search: tuple[object, ...], resume: bool) -> Journal:
+        """`search`: all that its results depend on. Without `resume` the file starts anew."""
+        plain = [to_json(x) if isinstance(x, Program) else x for x in search]
+        text = json.dumps([FORMAT, plain], sort_keys=True, default=asdict)
         journal = Journal(path, hashlib.sha256(text.encode()).hexdigest()[:16])
         if not resume:
             path.unlink(missing_ok=True)

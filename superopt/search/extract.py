@@ -41,7 +41,6 @@ class Counts:
     kept: int = 0
     duplicate: int = 0
     dominated: int = 0
-    pruned: int = 0
 
     def add(self, other: Counts) -> None:
         for name in self.__dataclass_fields__:

@@ -52,7 +52,7 @@ class Fingerprints:
         self.worlds = worlds
         self.scales = scales or (lambda name: (np.resize(SCALES, worlds), np.zeros(worlds)))
         self.values: dict[Expr, Array] = {}
-        self.names: dict[str, int] = {}  # axis name -> its dimension, shared by all arrays
+        self.dims: dict[Axis, int] = {}  # an axis's dimension from the right, in all arrays
 
     def points(self, a: Axis) -> Array:
         extent = a.extent.attr if a.extent.op == "const" else 1 << 20
@@ -78,14 +78,14 @@ class Fingerprints:
             scale = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(v), 1e-300))) - 8)
             with np.errstate(all="ignore"):
                 v = np.where(np.isfinite(v), np.round(v / scale) * scale, v) + 0.0
-        shape = tuple((n, s) for n, s in enumerate(v.shape) if s > 1)
+        shape = tuple((n, s) for n, s in enumerate(reversed(v.shape)) if s > 1)
         return (
             repr((dims, shape, DTYPES[root.dtype].kind)).encode()
             + np.ascontiguousarray(v).tobytes()
         )
 
-    def _dim(self, name: str) -> int:
-        return self.names.setdefault(name, len(self.names) + 1)  # the last dimension: worlds
+    def _dim(self, a: Axis) -> int:
+        return self.dims.setdefault(a, len(self.dims) + 1)  # the last dimension: worlds
 
     def _node(self, node: Expr) -> Array:
         match node.op:
@@ -95,7 +95,7 @@ class Fingerprints:
             case "sym":
                 return np.asarray(_seed(self.seed, "sym", node.attr.name) % 9973 + 7)
             case "axis":
-                dim = self._dim(node.attr.name)
+                dim = self._dim(node.attr)
                 return self.points(node.attr).reshape([-1] + [1] * dim)
             case "load":
                 return self._load(node)
@@ -150,7 +150,7 @@ class Fingerprints:
             v = self._product(node.args[0], node.attr.operand)
         row = MONOIDS[node.attr.monoid]
         for a in node.attr.axes:
-            position = v.ndim - 1 - self._dim(a.name)
+            position = v.ndim - 1 - self._dim(a)
             extent = float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
             varies = position >= 0 and v.shape[position] > 1
             sampled = v.shape[position] if varies else 1

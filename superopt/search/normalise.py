@@ -24,6 +24,7 @@ from superopt.mugraph.expr import (
     index,
     make,
     op,
+    rebuild,
     reduce,
     rewrite,
     substitute,
@@ -66,8 +67,6 @@ def _apart(root: Expr, taken: frozenset[Axis]) -> Expr:
             spec = replace(node.attr, axes=tuple(sorted(bound, key=lambda a: a.name)))
             result = make("reduce", (visit(body),), spec, node.dtype)
         else:
-            from superopt.mugraph.expr import rebuild
-
             result = rebuild(node, tuple(visit(a) for a in node.args))
         memo[node] = result
         return result

@@ -15,12 +15,12 @@ def merge_equal(g: EGraph) -> int:
     """
     values = Fingerprints()
     terms = _representatives(g)
-    seen: dict[bytes, int] = {}
+    seen: dict[tuple[bytes, str], int] = {}
     merged = 0
     for c, term in terms.items():
         if not g.classes[g.find(c)].dtype.startswith("f"):
             continue
-        key = values.key(term)
+        key = values.key(term), g[c].dtype
         if key in seen and g[seen[key]].free == g[c].free:
             merged += g.union(seen[key], c)
         seen.setdefault(key, c)

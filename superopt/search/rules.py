@@ -1,7 +1,7 @@
 """The algebra: rules that saturate the e-graph around reductions, a row each.
 
 Each row has a name, what it rewrites to what, its precondition, and a function that yields classes
-equal to the one in which it was found. All hold over the reals extended by infinities where both
+equal to the one in which it was found. All hold over the reals where both
 sides are defined; casts between floats are hints (see `egraph`). At most three operators stand on
 a left side.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import inf, isfinite
 
 from superopt.mugraph.expr import Axis, cast
 from superopt.mugraph.index import mul as index_mul
@@ -125,7 +126,7 @@ def _extreme_scales(g: EGraph, c: int, n: ENode) -> Iterator[int]:
     if n.op != "reduce" or n.attr.monoid not in ("max", "min"):
         return
     for product in [m for m in g[n.children[0]].nodes if m.op == "*"]:
-        if product.attr > 0 and product.attr != 1.0:
+        if 0 < product.attr < inf and product.attr != 1.0:
             body = g.product(1.0, list(product.children), g[c].dtype)
             rest = g.reduction(n.attr, n.attr.axes, body)
             yield g.product(product.attr, [rest], g[c].dtype)
@@ -135,7 +136,7 @@ def _inverse_of_product(g: EGraph, c: int, n: ENode) -> Iterator[int]:
     if n.op != "inverse":
         return
     for product in [m for m in g[n.children[0]].nodes if m.op == "*"]:
-        if product.attr and len(product.children) < 4:
+        if product.attr and isfinite(1.0 / product.attr) and len(product.children) < 4:
             parts = [g.inverse(f, g[c].dtype) for f in product.children]
             yield g.product(1.0 / product.attr, parts, g[c].dtype)
 
@@ -158,18 +159,18 @@ def _product_flattens(g: EGraph, c: int, n: ENode) -> Iterator[int]:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("factor-leaves-sum", "sum[k] c*e -> c * sum[k] e", "c does not vary along k",
-         _factor_leaves_sum),
+    Rule("factor-leaves-sum", "sum[k] c*e -> c * sum[k] e",
+         "c does not vary along k; c finite, or k not empty: assumed", _factor_leaves_sum),
     Rule("sum-nests", "sum[j,k] a*b -> sum[j] a * sum[k] b", "a does not vary along k", _sum_nests),
     Rule("sums-exchange", "sum[k] c * sum[j] a*b -> sum[j] a * sum[k] c*b",
          "a does not vary along k, c not along j", _sums_exchange),
-    Rule("sum-distributes", "sum[k] c*(a+b) -> sum[k] c*a + sum[k] c*b", "all sums are finite",
-         _sum_distributes),
-    Rule("extreme-shifts", "max[k] c+e -> c + max[k] e", "c does not vary along k; c finite",
-         _extreme_shifts),
+    Rule("sum-distributes", "sum[k] c*(a+b) -> sum[k] c*a + sum[k] c*b",
+         "all sums are finite: assumed", _sum_distributes),
+    Rule("extreme-shifts", "max[k] c+e -> c + max[k] e",
+         "c does not vary along k; c finite: assumed", _extreme_shifts),
     Rule("extreme-scales", "max[k] c*e -> c * max[k] e", "c is a positive constant",
          _extreme_scales),
-    Rule("inverse-of-product", "1/(a*b) -> 1/a * 1/b", "a and b not 0 with infinity",
+    Rule("inverse-of-product", "1/(a*b) -> 1/a * 1/b", "a and b not 0 with infinity: assumed",
          _inverse_of_product),
     Rule("inverse-of-root", "1/sqrt(a) -> rsqrt(a)", "none", _inverse_of_root),
     Rule("product-flattens", "a*(b*c) -> a*b*c", "none", _product_flattens),
@@ -178,8 +179,7 @@ RULES: tuple[Rule, ...] = (
 
 @dataclass
 class Saturation:
-    """How a saturation ended: 'saturated' or 'node limit', after so many rounds, with counts by
-    rule."""
+    """How a saturation ended ('saturated', 'node limit' or 'round limit'), with counts by rule."""
 
     stop_reason: str
     rounds: int

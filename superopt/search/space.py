@@ -204,9 +204,7 @@ class Space:
         if c not in self._terms_of:
             own = next((e for e, k in self.graph.of.items() if self.graph.find(k) == c), None)
             free = self.graph[c].free
-            self._terms_of[c] = (
-                own or self._terms((c,), free, {}, dict(self._nominal_sizes()))[0][0]
-            )
+            self._terms_of[c] = own or self._peek((c,), free, {})[0][0]
         return self._terms_of[c]
 
     def _peek(
@@ -214,8 +212,9 @@ class Space:
     ) -> list[list[Expr]]:
         """Terms at nominal sizes, for planning: their results are kept, so they are not counted."""
         counts, self.counts = self.counts, Counts()
+        exhaustive, self.exhaustive = self.exhaustive, None
         terms = self._terms(roots, split, given, dict(self._nominal_sizes()))
-        self.counts = counts
+        self.counts, self.exhaustive = counts, exhaustive
         return terms
 
     def _nominal_sizes(self) -> Sizes:
