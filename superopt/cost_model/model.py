@@ -264,13 +264,11 @@ class KernelModel:
         return unit * (0.35 + 0.4 * reuse)
 
     def _bytes_in_flight(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
-        """Bytes that one program has requested and not yet received, at its best."""
+        """Bytes that one program has under way at its best: requested and not received, or stored."""
         best = np.full(1, 1.0)
         for f, s in pairs:
             straight, looped = np.zeros(1), np.zeros(1)
             for a in f.accesses:
-                if a.is_store:
-                    continue
                 tile = ft.tile_elements(s, a.free) * ft.bytes_of(a.tensor)
                 if a.context:
                     looped = looped + tile

@@ -8,14 +8,15 @@ and multiples of 16 marked as such, extents and strides of 1 folded.
 from __future__ import annotations
 
 import importlib.util
+import os
+import pickle
 import re
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -80,7 +81,7 @@ def compile_for(source: str | Path, sizes: Mapping[str, int], target: str) -> li
         if isinstance(source, str):
             path.write_text(source)
         module = load(path)
-        return [_compiled(launch, target) for launch in launches(module, sizes)]
+        return [_within(SECONDS, launch, target) for launch in launches(module, sizes)]
 
 
 def load(path: Path) -> ModuleType:
@@ -134,35 +135,39 @@ def _compiled(launch: Launch, target: str) -> CompileStats:
     constexprs = {p.name for p in launch.kernel.params if p.is_constexpr}
     signature, constants, attributes = _specialized(values, constexprs)
     try:
-        with _limited(SECONDS):
-            source = ASTSource(launch.kernel, signature, constants, attributes)
-            done = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
-            registers, spilled = _resources(done.asm, target)
+        source = ASTSource(launch.kernel, signature, constants, attributes)
+        done = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+        registers, spilled = _resources(done.asm, target)
     except Exception as error:  # Triton's own errors have no base class: all are a refusal
         return CompileStats(name, target, error=f"{type(error).__name__}: {error}".strip())
     return CompileStats(name, target, registers, spilled, done.metadata.shared, _dots(done.asm))
 
 
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after so long, and so end a child that subprocess waits for.
-
-    Signals reach the main thread only: elsewhere there is no limit.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(*_: object) -> None:
-        raise TimeoutError(f"did not compile in {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def _within(seconds: float, launch: Launch, target: str) -> CompileStats:
+    """Compile in a forked child, which is killed if it takes longer: LLVM and ptxas can take hours
+    over a tile that is too large, and neither can be interrupted."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setsid()  # ptxas is killed with it
+        os.close(receive)
+        with os.fdopen(send, "wb") as out:
+            pickle.dump(_compiled(launch, target), out)
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, "rb") as answer:
+        ready = select.select([answer], [], [], seconds)[0]
+        if not ready:
+            os.killpg(child, signal.SIGKILL)
+        data = answer.read() if ready else b""
+    os.waitpid(child, 0)
+    name = launch.kernel.__name__
+    if not ready:
+        return CompileStats(name, target, error=f"did not compile in {seconds:.0f} s")
+    if not data:
+        return CompileStats(name, target, error="the compiler crashed")
+    stats: CompileStats = pickle.loads(data)
+    return stats
 
 
 def _specialized(
