@@ -264,7 +264,7 @@ class KernelModel:
         return unit * (0.35 + 0.4 * reuse)
 
     def _bytes_in_flight(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
-        """Bytes that one program has under way at its best: requested and not received, or stored."""
+        """Bytes that one program has under way at its best: asked for and not there, or stored."""
         best = np.full(1, 1.0)
         for f, s in pairs:
             straight, looped = np.zeros(1), np.zeros(1)
