@@ -15,7 +15,7 @@ from superopt.errors import CheckFailed, UsageError
 from superopt.mugraph.evaluate import run_program
 from superopt.mugraph.expr import find
 from superopt.mugraph.interpret import run_graph
-from superopt.mugraph.program import Program
+from superopt.mugraph.program import Config, Program
 from superopt.search.driver import Options, Outcome, choices, search_program
 
 H200 = load_profile("h200")
@@ -117,6 +117,12 @@ def test_a_cast_to_double_is_not_a_hint() -> None:
     best = search(traced(total, x=(64, 128))).candidates[0].graph
     sums = [n for s in best.kernels[0].stores for n in find(s.value, "reduce")]
     assert [n.dtype for n in sums] == ["f64"]
+
+
+def test_a_factor_of_zero_is_kept() -> None:
+    best = search(traced(lambda x: torch.exp(x) * 0.0 + x, x=(8, 64))).candidates[0].graph
+    got = run_graph(best, [Config((("m", 8), ("n", 64)))], {"x": np.full((8, 64), 2.0)}, {})
+    np.testing.assert_array_equal(got["out"], 2.0)
 
 
 # -- determinism, limits, interruption -----------------------------------------------------------

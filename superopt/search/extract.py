@@ -306,7 +306,7 @@ def _scaled(e: Expr, scale: float, dtype: str, alone: bool) -> Expr:
     """scale * e; a mean reads better, and rounds better, as a division by its count."""
     if scale == 1.0:
         return e
-    count = round(1.0 / scale)
+    count = round(1.0 / scale) if 2.0**-63 < scale < 1.0 else 0
     if alone and count > 1 and 1.0 / count == scale:
         return op("div", e, const(float(count), dtype))
     return op("mul", e, const(scale, dtype))
