@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from superopt.emit.compile import load
 from superopt.errors import CheckFailed, SuperoptError, UsageError
 from superopt.mugraph.trace import captured_tensors
 from superopt.mugraph.trace.lower import spec_of
@@ -107,18 +105,6 @@ def nothing_passed(run: Run) -> str:
         return f"{run.spec.name}: interrupted before a candidate had passed its checks"
     reasons = "; ".join(f"candidate {r.rank}, {r.stage}: {r.reason}" for r in run.refusals[:3])
     return f"{run.spec.name}: no candidate passed its checks: {reasons}"
-
-
-def load(path: Path) -> ModuleType:
-    """Import a kernel.py under a name of its own."""
-    name = f"superopt_kernel_{path.parent.name}_{abs(hash(path.resolve())):x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _bound(

@@ -142,10 +142,6 @@ class Run:
     def rank(self, candidate: Candidate) -> int:
         return next(n for n, c in enumerate(self.outcome.candidates) if c is candidate)
 
-    def verdict(self, sizes: Sizes) -> Verdict:
-        pick = next(p for p in self.picks if p.sizes == sizes)
-        return self.verdicts[pick.candidate.graph]
-
 
 def find_kernel(
     spec: Spec,

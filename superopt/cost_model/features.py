@@ -42,7 +42,6 @@ class Access:
 class Work:
     """Scalar operations, special functions or a dot over the lanes of a tile."""
 
-    kind: str  # scalar, dot
     amount: float  # operations a lane (a dot: flops a multiply)
     free: frozenset[Axis]
     context: tuple[Axis, ...]
@@ -82,9 +81,9 @@ class Features:
 def features(branch: Branch) -> Features:
     """Walk the branch's schedule once."""
     out = Features(branch)
-    fused: set[Expr] = set()
-    _walk(schedule(branch), (), out, fused)
-    out.passes = sum(isinstance(i, Loop) for i in schedule(branch))
+    items = schedule(branch)
+    _walk(items, (), out, set())
+    out.passes = sum(isinstance(i, Loop) for i in items)
     return out
 
 
@@ -108,9 +107,6 @@ def _walk(
                 if not dotted:  # it keeps the tile's shape until the loop has ended
                     tile |= frozenset(node.attr.axes)
                 out.accumulators.append((tile, inner))
-            for node in item.reductions:
-                if dot_of(out.branch, node) is not None:
-                    fused.add(core(node.args[0]))
             _walk(item.body, inner, out, fused)
         elif isinstance(item, Write):
             s = item.store
@@ -126,16 +122,13 @@ def _compute(node: Expr, context: tuple[Axis, ...], out: Features, fused: set[Ex
         _reduction(node, context, out)
     elif node.op in OPS and node.dtype != "index" and node not in fused:
         row = OPS[node.op]
-        out.work.append(Work("scalar", row.cost, node.free, context, None, row.special))
+        out.work.append(Work(row.cost, node.free, context, None, row.special))
 
 
 def _reduction(node: Expr, context: tuple[Axis, ...], out: Features) -> None:
     dot = dot_of(out.branch, node)
     free = node.free | frozenset(node.attr.axes)
-    if dot is None:
-        out.work.append(Work("scalar", 1.0, free, context))
-    else:
-        out.work.append(Work("dot", 2.0, free, context, dot))
+    out.work.append(Work(1.0 if dot is None else 2.0, free, context, dot))
 
 
 @dataclass(frozen=True)

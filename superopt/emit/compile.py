@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from superopt.errors import SuperoptError
+from superopt.errors import SuperoptError, UsageError
 
 SECONDS = 10.0  # for one launch; a kernel that fits its registers takes one or two
 TARGETS: dict[str, tuple[str, int | str, int]] = {
@@ -86,10 +86,10 @@ def compile_for(source: str | Path, sizes: Mapping[str, int], target: str) -> li
 
 def load(path: Path) -> ModuleType:
     """Import a kernel.py under a name of its own."""
-    name = f"superopt_kernel_{abs(hash(path.resolve()))}"
+    name = f"superopt_kernel_{path.parent.name}_{abs(hash(path.resolve())):x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SuperoptError(f"{path} is not a Python file")
+        raise UsageError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

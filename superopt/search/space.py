@@ -137,8 +137,7 @@ class Space:
             value = t.load
             self.accuracy.define(value, self._representative(t.number))
             given[t.number] = cast(value, g.classes[t.number].dtype)
-            axes = tuple(a for a in t.axes)
-            store = Store(t.tensor, axes, value.args[:-1], value)
+            store = Store(t.tensor, t.axes, value.args[:-1], value)
             targets[t.number] = Target(store, t.number)
         level: dict[int, int] = {}
         ready = sorted(todo, key=lambda t: t.number)
