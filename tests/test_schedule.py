@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from superopt.mugraph.expr import Axis, Expr, Tensor, axis, index, load, op, reduce
 from superopt.mugraph.program import ROLES, Branch, Store, illegal, store
-from superopt.mugraph.schedule import LEAVES, Compute, Item, Loop, Write, schedule
+from superopt.mugraph.schedule import LEAVES, Accumulate, Compute, Item, Loop, Write, schedule
 from superopt.mugraph.text import show_schedule
 
 B, K, L, N = (Axis(name, index(8)) for name in "bkln")
@@ -133,11 +133,11 @@ def _check(items: tuple[Item, ...], known: set[Expr], around: tuple[Axis, ...], 
         elif isinstance(item, Write):
             assert set(item.store.axes) & looped <= set(around)
             assert item.store.value.op in LEAVES or item.store.value in known
+        elif isinstance(item, Accumulate):
+            _uses(item.reduction, known)
         else:
             inside = {e for e in known if item.axis not in e.free}
             _check(item.body, inside, (*around, item.axis), b)
-            for r in item.reductions:
-                _uses(r, inside)
             known.update(item.reductions)
 
 

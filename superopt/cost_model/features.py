@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.expr import Axis, Expr, Tensor
+from superopt.mugraph.expr import BINDERS, Axis, Expr, Tensor, body_of
 from superopt.mugraph.expr import axis as ix_axis
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.program import Branch, Store
-from superopt.mugraph.schedule import Compute, Item, Loop, Write, schedule
+from superopt.mugraph.schedule import Accumulate, Compute, Item, Loop, Write, schedule
 from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of
 
 Sizes = Mapping[str, int]
@@ -96,18 +96,20 @@ def _walk(
             nodes = (item.value,)
         for node in nodes:
             if dot_of(out.branch, node) is not None:
-                fused.add(core(node.args[0]))
+                fused.add(core(body_of(node)))
     for item in items:
         if isinstance(item, Loop):
             inner = (*context, item.axis)
             dotted = any(dot_of(out.branch, node) is not None for node in item.reductions)
+            online = any(node.op == "online" for node in item.reductions)
             for node in item.reductions:
-                _reduction(node, inner, out)
                 tile = frozenset(a for a in node.free if out.branch.role(a) != "loop")
-                if not dotted:  # it keeps the tile's shape until the loop has ended
+                if not dotted and not online:  # it keeps the tile's shape until the loop has ended
                     tile |= frozenset(node.attr.axes)
                 out.accumulators.append((tile, inner))
             _walk(item.body, inner, out, fused)
+        elif isinstance(item, Accumulate):
+            _reduction(item.reduction, context, out)
         elif isinstance(item, Write):
             s = item.store
             out.accesses.append(Access(s.tensor, s, frozenset(s.axes), context, True))
@@ -118,7 +120,7 @@ def _walk(
 def _compute(node: Expr, context: tuple[Axis, ...], out: Features, fused: set[Expr]) -> None:
     if node.op == "load":
         out.accesses.append(Access(node.attr, node, node.free, context, False))
-    elif node.op == "reduce":
+    elif node.op in BINDERS:
         _reduction(node, context, out)
     elif node.op in OPS and node.dtype != "index" and node not in fused:
         row = OPS[node.op]
@@ -127,7 +129,7 @@ def _compute(node: Expr, context: tuple[Axis, ...], out: Features, fused: set[Ex
 
 def _reduction(node: Expr, context: tuple[Axis, ...], out: Features) -> None:
     dot = dot_of(out.branch, node)
-    free = node.free | frozenset(node.attr.axes)
+    free = body_of(node).free | frozenset(node.attr.axes)
     out.work.append(Work(1.0 if dot is None else 2.0, free, context, dot))
 
 

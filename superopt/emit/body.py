@@ -10,12 +10,26 @@ from itertools import groupby
 from superopt.emit.code import Code, join, quote, subscript, text
 from superopt.emit.names import Namer
 from superopt.emit.scalar import convert, literal, needs_typed_literals, spelling, triton_type
-from superopt.emit.tiles import Order, Tiles, plain_division
+from superopt.emit.tiles import Order, Tiles, plain_division, reads_prior
 from superopt.mugraph.dtypes import DTYPES, accumulator, is_float
-from superopt.mugraph.expr import TRUE, Axis, Expr, Symbol, Tensor, find, is_const, make
+from superopt.mugraph.expr import (
+    BINDERS,
+    TRUE,
+    Axis,
+    Expr,
+    Symbol,
+    Tensor,
+    body_of,
+    find,
+    is_const,
+    make,
+    plain_of,
+    prior,
+    running,
+)
 from superopt.mugraph.ops import OPS, identity
 from superopt.mugraph.program import Branch, Config, Store
-from superopt.mugraph.schedule import Compute, Item, Loop, Write
+from superopt.mugraph.schedule import Accumulate, Compute, Item, Loop, Write
 from superopt.mugraph.threads import Dot, core
 
 INLINE = 60  # columns: a value used once is named where its text is longer
@@ -92,6 +106,9 @@ class Writer:
         self.values: dict[Expr, tuple[Code, Order]] = {}
         self.raw: dict[Expr, Code] = {}  # half-precision loads, as they are in memory
         self.variables: dict[Expr, str] = {}
+        self.at_once: set[Expr] = set()  # accumulators that take tiles already reduced
+        self.carried: dict[Expr, Order] = {}  # the accumulators' orders
+        self.renamed: dict[Expr, str] = {}  # the new values of those still needed as they were
         self.symbols: dict[str, str] = {}
         for symbol in _symbols(branch):
             self.symbols[symbol.name] = self.namer.new(symbol.name)
@@ -157,8 +174,8 @@ class Writer:
             return self.stem(e.attr)
         if e in self.plan.dots:
             return "acc"
-        if e.op == "reduce":
-            body = core(e.args[0])
+        if e.op in BINDERS:
+            body = core(body_of(e))
             stem = "square" if _is_square(body) else self.name_of(body)
             inner = self._squared_load(body)
             return f"{inner}_{stem}_{e.attr.monoid}" if inner else f"{stem}_{e.attr.monoid}"
@@ -286,6 +303,8 @@ class Writer:
             for item in run:
                 if isinstance(item, Write):
                     self.store(item.store)
+                elif isinstance(item, Accumulate):
+                    self.accumulate(item.reduction)
                 elif isinstance(item, Loop):
                     self.loop(item)
 
@@ -301,7 +320,7 @@ class Writer:
         if e in self.plan.dots:
             self.assign(e, self.dot(e, order), order)
             return
-        if e.op == "reduce":
+        if e.op in BINDERS:
             self.reduce_whole(e)
             return
         if self.cheap(e) and self.plan.uses[e] == 1:
@@ -323,7 +342,7 @@ class Writer:
                 found[core(root)].add(scopes[s])
         for node in self.plan.sorted:
             for a in self.plan.reads(node):
-                looped = node.op == "reduce" and self._looped(node)
+                looped = node.op in BINDERS and self._looped(node)
                 found[a].add((*scopes.get(node, ()), looped) if looped else scopes.get(node, ()))
         return found
 
@@ -501,7 +520,7 @@ class Writer:
 
     def body_order(self, e: Expr) -> Order:
         """The order of what a reduction reduces, its bound axes that the body lacks last."""
-        body = core(e.args[0])
+        body = core(body_of(e))
         own = self.values[body][1] if body in self.values else self.plan.order[body]
         if not own and body.op == "axis":
             own = self.plan.restrict((body.attr,), body)
@@ -509,7 +528,7 @@ class Writer:
 
     def masked_body(self, e: Expr, order: Order) -> Code:
         """What is reduced, neutral in lanes beyond the bound axes' extents."""
-        body, monoid = core(e.args[0]), e.attr.monoid
+        body, monoid = core(body_of(e)), e.attr.monoid
         code = self.at(body, order)
         bound = [a for a in e.attr.axes if a in self.plan.masked]
         if body.dtype == "bool":
@@ -542,14 +561,17 @@ class Writer:
             return self.helper(f"{monoid}_along") + "({0}, {1})"
         return f"tl.{monoid}({{0}}, axis={{1}})"
 
-    def joined(self, e: Expr, acc: str, code: Code) -> str:
+    def joined(self, e: Expr, acc: str, before: Code, code: Code) -> str:
         """The statement that takes a value into an accumulator."""
         monoid = e.attr.monoid
         if monoid in ("sum", "prod"):
-            return f"{acc} {'+' if monoid == 'sum' else '*'}= {text(code)}"
+            sign = "+" if monoid == "sum" else "*"
+            if text(before) == acc:
+                return f"{acc} {sign}= {text(code)}"
+            return f"{acc} = {text(join(sign, [before, code]))}"
         function = {"max": "maximum", "min": "minimum"}[monoid]
         function = self.helper(function) if is_float(e.dtype) else f"tl.{function}"
-        return f"{acc} = {function}({acc}, {text(code)})"
+        return f"{acc} = {function}({text(before)}, {text(code)})"
 
     def reduce_whole(self, e: Expr) -> None:
         order = self.body_order(e)
@@ -566,45 +588,69 @@ class Writer:
 
     def loop(self, item: Loop) -> None:
         a = item.axis
-        has_dot = any(r in self.plan.dots for r in item.reductions)
+        self.carry(item.reductions)
         outer, self.lines = self.lines, []
         used = (a in self.used_index, a in self.used_mask)
         self.used_index.discard(a)
         self.used_mask.discard(a)
         with self.inside(a):
             self.items(item.body)
-            shapes = [self.accumulate(r, has_dot) for r in item.reductions]
+            for old, new in self.renewed(item.reductions):
+                self.line(f"{old} = {new}")
             body, self.lines = self.lines, []
             start = f"{self.index_names[a]}_start"
             if a in self.used_index:
                 self.arange(a, start)
             head, self.lines = self.lines, outer
-        for r, order in zip(item.reductions, shapes, strict=True):
-            self.line(f"{self.variables[r]} = {self.initial(r, order)}")
+        for r in item.reductions:
+            self.line(f"{self.variables[r]} = {self.initial(r, self.carried[r])}")
         self.line(f"for {start} in range(0, {text(self.extent(a))}, {self.block(a)}):")
         self.lines += [*head, *body] or ["    " * (self.depth + 1) + "pass"]
-        for r, order in zip(item.reductions, shapes, strict=True):
-            self.finish_loop(r, order)
+        for r in item.reductions:
+            self.finish_loop(r, self.carried[r])
         for seen, keep in zip((self.used_index, self.used_mask), used, strict=True):
             (seen.add if keep else seen.discard)(a)
 
-    def accumulate(self, e: Expr, has_dot: bool) -> Order:
-        """Take one tile into the accumulator; returns the accumulator's order.
+    def carry(self, reductions: Sequence[Expr]) -> None:
+        """Name a loop's accumulators.
 
-        Beside a dot the tile is reduced at once, to save registers; else the accumulator has the
-        tile's shape and threads exchange values only after the loop.
+        Beside a dot, and where others use it online, an accumulator takes tiles that have been
+        reduced; else it has the tile's shape, and threads exchange values only after the loop.
         """
-        acc = self.variables.setdefault(e, self.namer.new(self.name_of(e)))
+        has_dot = any(r in self.plan.dots for r in reductions)
+        self.at_once |= {r for r in reductions if has_dot or r in self.plan.groups}
+        for r in reductions:
+            self.variables.setdefault(r, self.namer.new(self.name_of(r)))
+            if r in self.plan.groups:
+                before = self.finish(r, quote(self.variables[r]))
+                self.values[prior(plain_of(r))] = before, self.plan.order[r]
+
+    def renewed(self, reductions: Sequence[Expr]) -> list[tuple[str, str]]:
+        """Accumulators whose new value has had a name of its own until the turn's end."""
+        return [(self.variables[r], self.renamed[r]) for r in reductions if r in self.renamed]
+
+    def accumulate(self, e: Expr) -> None:
+        """Take one tile into the accumulator."""
+        acc = self.variables[e]
+        before, target = quote(acc), acc
+        if e.op == "online":
+            before = self.at(e.args[2], self.plan.order[e])
+        if e in self.plan.groups and reads_prior(self.plan.groups[e], e):
+            target = self.renamed.setdefault(e, self.namer.new(f"{acc}_new"))
         if e in self.plan.dots:
             order = self.plan.order[e]
-            self.line(f"{acc} = {text(self.dot(e, order, acc))}")
-            return order
-        order = self.body_order(e)
-        code = self.masked_body(e, order)
-        if has_dot:
-            code, order = self.reduce_tile(e, code, order)
-        self.line(self.joined(e, acc, code))
-        return order
+            self.line(f"{target} = {text(self.dot(e, order, text(before)))}")
+        else:
+            order = self.body_order(e)
+            code = self.masked_body(e, order)
+            if e in self.at_once:
+                code, order = self.reduce_tile(e, code, order)
+            if e in self.plan.groups and order != self.plan.order[e]:
+                code, order = self.permute(code, order, self.plan.order[e]), self.plan.order[e]
+            self.line(self.joined(e, target, before, code))
+        self.carried[e] = order
+        if e in self.plan.groups:
+            self.values[running(plain_of(e))] = self.finish(e, quote(target)), order
 
     def initial(self, e: Expr, order: Order) -> str:
         dtype = "tl.int32" if e.dtype == "bool" else triton_type(e.dtype)

@@ -7,11 +7,28 @@ value is asked for in two orders.
 
 from __future__ import annotations
 
-from superopt.mugraph.expr import Axis, Expr, is_const, toposort
+from superopt.mugraph.expr import (
+    BINDERS,
+    MARKERS,
+    Axis,
+    Expr,
+    body_of,
+    is_const,
+    plain_of,
+    toposort,
+)
 from superopt.mugraph.index import at_least_zero, divides
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.program import Branch, Config, Store
-from superopt.mugraph.schedule import Item, Loop, Write, schedule
+from superopt.mugraph.schedule import (
+    Compute,
+    Item,
+    Loop,
+    Write,
+    contributions,
+    online_groups,
+    schedule,
+)
 from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of, tile_axes
 
 Order = tuple[Axis, ...]
@@ -25,6 +42,8 @@ class Tiles:
         self.branch = branch
         self.items = schedule(branch)
         self.dots: dict[Expr, Dot] = {}
+        self.groups = online_groups(branch)
+        self.forms = {plain_of(e): e for e in self.groups}
         self.sorted = self._toposort()
         self.masked = {a for a in branch.axes if self._needs_mask(a, configs)}
         self.uses = self._count_uses()
@@ -34,21 +53,25 @@ class Tiles:
         self.pure: dict[Expr, bool] = {}  # neither loads nor reduces
         for e in self.sorted:
             below = all(self.pure[a] for a in self.reads(e))
-            self.pure[e] = e.op not in ("load", "reduce") and below
+            self.pure[e] = e.op not in ("load", *BINDERS, *MARKERS) and below
         self._zero: dict[tuple[Expr, Axis], bool] = {}
 
     # -- structure ------------------------------------------------------------------------------
 
     def reads(self, node: Expr) -> list[Expr]:
         """The values that a node is made of, below casts that change nothing."""
+        if node.op in MARKERS:
+            return []
         dot = self.dots.get(node)
-        if dot is not None:
-            return [dot.a, dot.b]
-        return [core(a) for a in node.args]
+        factors = [dot.a, dot.b] if dot is not None else []
+        if node.op == "online":
+            return [*(factors or [core(body_of(node))]), core(node.args[2])]
+        return factors or [core(a) for a in node.args]
 
     def _toposort(self) -> list[Expr]:
         order: dict[Expr, None] = {}
         roots = [core(r) for s in self.branch.stores for r in (*s.indices, s.value)]
+        roots += self.groups
         stack = [(r, False) for r in reversed(roots)]
         while stack:
             node, done = stack.pop()
@@ -82,7 +105,7 @@ class Tiles:
                 self._note_scopes(item.body, (*scope, item.axis))
             elif isinstance(item, Write):
                 self.scopes[item.store] = scope
-            else:
+            elif isinstance(item, Compute):
                 self.scopes[item.value] = scope
 
     # -- masks ----------------------------------------------------------------------------------
@@ -141,7 +164,8 @@ class Tiles:
                 asked[value].append((PLAIN, self.restrict(s.axes, value)))
         order: dict[Expr, Order] = {}
         for node in reversed(self.sorted):
-            best = min(asked[node], key=lambda ask: ask[0], default=(SOFT, ()))[1]
+            unasked = (SOFT, tuple(a for a in self.branch.axes if a in self.tile(node)))
+            best = min(asked[node], key=lambda ask: ask[0], default=unasked)[1]
             order[node] = self._dot_order(node, best)
             for a, ask in self._asks(node, order[node]):
                 asked[a].append(ask)
@@ -154,11 +178,15 @@ class Tiles:
         return (dot.batch, *(a for a in order if a != dot.batch))
 
     def _asks(self, node: Expr, order: Order) -> list[tuple[Expr, tuple[int, Order]]]:
+        own: list[tuple[Expr, tuple[int, Order]]] = []
+        if node.op == "online":
+            update = core(node.args[2])
+            own = [(update, (PLAIN, self.restrict(order, update)))]
         if node in self.dots:
-            return [(a, (HARD, o)) for a, o in self.dot_operands(node, order)]
-        if node.op == "reduce":
-            body = core(node.args[0])
-            return [(body, (SOFT, self.restrict(order + node.attr.axes, body)))]
+            return [*((a, (HARD, o)) for a, o in self.dot_operands(node, order)), *own]
+        if node.op in BINDERS:
+            body = core(body_of(node))
+            return [(body, (SOFT, self.restrict(order + node.attr.axes, body))), *own]
         return [(a, (PLAIN, self.restrict(order, a))) for a in self.reads(node)]
 
     def dot_operands(self, node: Expr, order: Order) -> list[tuple[Expr, Order]]:
@@ -167,6 +195,12 @@ class Tiles:
         batch, (rows, columns) = order[:-2], order[-2:]
         left, right = (dot.a, dot.b) if rows == dot.m else (dot.b, dot.a)
         return [(left, (*batch, rows, dot.k)), (right, (*batch, dot.k, columns))]
+
+
+def reads_prior(group: tuple[Expr, ...], e: Expr) -> bool:
+    """Whether another accumulator of the loop needs this one as it was before the turn."""
+    others = [c for m in group if m is not e for c in contributions(m)]
+    return any(n.op == "prior" and n.args[0] is plain_of(e) for n in toposort(*others))
 
 
 def least_tile(branch: Branch, a: Axis) -> int:

@@ -6,6 +6,8 @@ and hash-consed, so equality is `is`, and a DAG shares what it shares. The gramm
     expr  = const(value) | sym(Symbol) | axis(Axis)          leaves; a Symbol is a symbolic extent
           | load(Tensor; expr..., guard)                     0 where the guard is false
           | reduce(Reduction; expr)                          sum, prod, max, min over bound axes
+          | online(Reduction; reduce, expr, expr, online...) the same, kept up to date in a loop
+          | running(reduce) | prior(reduce)                  inside an online: values so far
           | cast(expr) | OP(expr...)                         OP: a row of `ops.OPS`
 
 Index arithmetic is the same node type at dtype 'index', kept in the canonical form of `index.py`.
@@ -96,6 +98,9 @@ class Expr:
 
 _interned: dict[tuple[Any, ...], Expr] = {}
 
+BINDERS = ("reduce", "online")  # nodes that bind axes: attr is a Reduction
+MARKERS = ("running", "prior")  # accumulators seen from inside a loop
+
 
 def _digest_attr(attr: Any) -> str:
     if isinstance(attr, Axis):
@@ -121,7 +126,7 @@ def make(op: str, args: tuple[Expr, ...], attr: Any, dtype: str) -> Expr:
     free = frozenset().union(*(a.free for a in args)) if args else frozenset()
     if op == "axis":
         free = frozenset((attr,))
-    elif op == "reduce":
+    elif op in BINDERS:
         free = free - frozenset(attr.axes)
     node.free = free
     node.size = min(1 + sum(a.size for a in args), 1 << 40)
@@ -283,6 +288,54 @@ def reduce(
     return make("reduce", (body,), Reduction(monoid, bound, operand), dtype or body.dtype)
 
 
+def online(plain: Expr, body: Expr, update: Expr, *others: Expr) -> Expr:
+    """A reduction whose body uses reductions over the same axis, brought up to date as they change.
+
+    `plain` is the reduce node that this equals. A tile contributes `body`, in which running(r) is
+    the value so far of another reduction r, this tile included; before that the accumulator becomes
+    `update`, in which prior(r) is a value so far without this tile. `others`: online forms of
+    reductions that only `update` needs. With m = max[k] x[k]:
+
+        online[k](sum[k] exp(x[k] - m), exp(x[k] - running(m)),
+                  prior(sum[k] exp(x[k] - m)) * exp(prior(m) - running(m)))
+    """
+    return make("online", (plain, body, update, *others), plain.attr, plain.dtype)
+
+
+def running(r: Expr) -> Expr:
+    return make("running", (r,), None, r.dtype)
+
+
+def prior(r: Expr) -> Expr:
+    return make("prior", (r,), None, r.dtype)
+
+
+def body_of(node: Expr) -> Expr:
+    """What a tile contributes to a reduce or online node."""
+    return node.args[1] if node.op == "online" else node.args[0]
+
+
+def plain_of(node: Expr) -> Expr:
+    """The reduce node that a reduce or online node equals."""
+    return node.args[0] if node.op == "online" else node
+
+
+def without_online(root: Expr) -> Expr:
+    """The expression with every online node replaced by the reduction that it equals."""
+    memo: dict[Expr, Expr] = {}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        below = node.args[:1] if node.op == "online" else node.args
+        if missing := [a for a in below if a not in memo]:
+            stack.extend(missing)
+            continue
+        stack.pop()
+        done = tuple(memo[a] for a in below)
+        memo[node] = done[0] if node.op == "online" else rebuild(node, done)
+    return memo[root]
+
+
 _INDEX: dict[str, Callable[..., Expr]] = {}  # filled by index.py: the canonical index arithmetic
 
 
@@ -317,8 +370,8 @@ def rebuild(node: Expr, args: tuple[Expr, ...]) -> Expr:
         return load(node.attr, args[:-1], args[-1])
     if node.op == "cast":
         return cast(args[0], node.dtype)
-    if node.op == "reduce":
-        return make("reduce", args, node.attr, node.dtype)
+    if node.op in (*BINDERS, *MARKERS):
+        return make(node.op, args, node.attr, node.dtype)
     return cast(op(node.op, *args), node.dtype)
 
 
@@ -346,13 +399,13 @@ def substitute(root: Expr, binding: Mapping[Axis, Expr]) -> Expr:
             memo.setdefault(key, dict(live)[node.attr] if live and node.op == "axis" else node)
             stack.pop()
             continue
-        attr, inner = _renamed(node, dict(live)) if node.op == "reduce" else (None, dict(live))
+        attr, inner = _renamed(node, dict(live)) if node.op in BINDERS else (None, dict(live))
         below = [(a, _live(a, inner)) for a in node.args]
         if missing := [k for k in below if k not in memo]:
             stack.extend(missing)
             continue
         args = tuple(memo[k] for k in below)
-        memo[key] = make("reduce", args, attr, node.dtype) if attr else rebuild(node, args)
+        memo[key] = make(node.op, args, attr, node.dtype) if attr else rebuild(node, args)
         stack.pop()
     return memo[root, _live(root, binding)]
 
@@ -367,7 +420,7 @@ def _renamed(node: Expr, binding: dict[Axis, Expr]) -> tuple[Reduction, dict[Axi
     bound = list(node.attr.axes)
     for position, old in enumerate(bound):
         if old in incoming:
-            new = fresh(old, incoming | node.args[0].free | frozenset(bound))
+            new = fresh(old, incoming | body_of(node).free | frozenset(bound))
             binding[old] = axis(new)
             bound[position] = new
     return Reduction(node.attr.monoid, tuple(bound), node.attr.operand), binding

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from superopt.errors import IllFormed
-from superopt.mugraph.expr import Axis, Expr, Tensor
+from superopt.mugraph.expr import BINDERS, Axis, Expr, Tensor, body_of, plain_of
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import Branch, Config, Kernel, KernelGraph, Store, illegal, loads
-from superopt.mugraph.schedule import Compute, Item, Loop, Write, schedule
+from superopt.mugraph.schedule import Accumulate, Compute, Item, Loop, Write, schedule
 from superopt.mugraph.semantics import Arithmetic, Array, own_axes, spread
 
 
@@ -176,19 +176,24 @@ class _Program:
         self.arithmetic = memory.arithmetic
         self.start = start | {a: 0 for a in branch.axes if branch.role(a) == "whole"}
         self.values: dict[Expr, Array] = {}
+        self.prior: dict[Expr, Array] = {}  # accumulators before this turn of the loop
 
     def run(self, items: Iterable[Item]) -> None:
         for item in items:
             match item:
                 case Compute(value):
                     self.values[value] = self._node(value)
+                case Accumulate(r):
+                    before = self._value(r.args[2]) if r.op == "online" else self.values[r]
+                    total = self.arithmetic.combine(r, before, self._reduced(r))
+                    self.values[r] = self.values[plain_of(r)] = total
                 case Write(store):
                     self._write(store)
                 case Loop():
                     self._loop(item)
 
     def _loop(self, loop: Loop) -> None:
-        a, outer, outer_start = loop.axis, self.values, self.start
+        a, outer, outer_start, outer_prior = loop.axis, self.values, self.start, self.prior
         totals = {
             r: np.full(self._shape(own_axes(r)), self.arithmetic.neutral(r))
             for r in loop.reductions
@@ -196,11 +201,11 @@ class _Program:
         for start in range(0, self.memory.extent(a.extent), self.lanes[a]):
             self.start = outer_start | {a: start}
             # what varies along the axis belongs to one iteration, even where loops over it nest
-            self.values = {e: v for e, v in outer.items() if a not in e.free}
+            self.values = {e: v for e, v in outer.items() if a not in e.free} | totals
+            self.prior = outer_prior | {plain_of(r): v for r, v in totals.items()}
             self.run(loop.body)
-            for r in loop.reductions:
-                totals[r] = self.arithmetic.combine(r, totals[r], self._reduced(r))
-        self.values, self.start = outer | totals, outer_start
+            totals = {r: self.values[r] for r in loop.reductions}
+        self.values, self.start, self.prior = outer | totals, outer_start, outer_prior
 
     def _write(self, store: Store) -> None:
         valid = self._valid(store.axes)
@@ -234,6 +239,10 @@ class _Program:
                 return np.asarray(self.memory.sizes[e.attr.name], np.int64)
             case "axis":
                 return self._indices(e.attr)
+            case "prior":
+                return self.prior[e.args[0]]
+            case "running":
+                return self.values[e.args[0]]
         if e not in self.values:
             raise IllFormed(f"{self.kernel}: the schedule uses {e} before it is computed")
         return self.values[e]
@@ -244,7 +253,7 @@ class _Program:
     def _node(self, node: Expr) -> Array:
         if node.op == "load":
             return self._load(node)
-        if node.op == "reduce":
+        if node.op in BINDERS:
             return self._reduced(node)
         axes = own_axes(node)
         result = self.arithmetic.apply(node, [self._align(a, axes) for a in node.args])
@@ -264,9 +273,9 @@ class _Program:
         return np.nan if storage is np.float64 else storage(1 if storage is np.bool_ else 123457)
 
     def _reduced(self, node: Expr) -> Array:
-        """A reduce node over the lanes at hand."""
+        """A reduce or online node over the lanes at hand."""
         axes = (*own_axes(node), *node.attr.axes)
-        body = self._align(node.args[0], axes)
+        body = self._align(body_of(node), axes)
         valid = self._valid(node.attr.axes)
         masked = np.where(valid, body, self.arithmetic.neutral(node))
         full = np.broadcast_to(masked, self._shape(axes))

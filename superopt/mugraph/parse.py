@@ -8,7 +8,19 @@ from typing import NoReturn, TypeVar
 
 from superopt.errors import IllFormed, UsageError
 from superopt.mugraph.dtypes import DTYPES, is_float
-from superopt.mugraph.expr import FALSE, TRUE, Axis, Expr, Reduction, Symbol, Tensor, const, make
+from superopt.mugraph.expr import (
+    FALSE,
+    MARKERS,
+    TRUE,
+    Axis,
+    Expr,
+    Reduction,
+    Symbol,
+    Tensor,
+    const,
+    make,
+    online,
+)
 from superopt.mugraph.ops import MONOIDS, OPS
 from superopt.mugraph.program import Branch, Kernel, KernelGraph, Program, Store
 from superopt.mugraph.text import INFIX, implied_dtype
@@ -305,6 +317,8 @@ class Parser:
         token = line.take("name", "an expression")
         if line.accept("("):
             return self._call(token)
+        if token == "online" and line.peek() == "[":
+            return self._online()
         if line.accept("["):
             return self._load(token)
         return self._named(token)
@@ -338,11 +352,26 @@ class Parser:
         args: list[Expr] = []
         self._listed(lambda: args.append(self._expr()))
         self.line.expect(")")
+        if name in MARKERS and len(args) == 1:
+            return make(name, tuple(args), None, args[0].dtype)
         if name in DTYPES:
             return make("cast", tuple(args), None, name)
         if name not in OPS or OPS[name].arity != len(args):
             self.line.fail(f"an operator of {len(args)} operands, found '{name}'")
         return self._suffixed(self._typed(name, tuple(args)))
+
+    def _online(self) -> Expr:
+        self.line.expect("[")
+        axes: list[Axis] = []
+        self._listed(lambda: axes.append(self._known(self.axes, "an axis")))
+        self.line.expect("]")
+        self.line.expect("(")
+        args: list[Expr] = []
+        self._listed(lambda: args.append(self._expr()))
+        self.line.expect(")")
+        if len(args) < 3 or args[0].op != "reduce" or args[0].attr.axes != tuple(axes):
+            self.line.fail("a reduction over these axes, what a tile adds, and the update before")
+        return online(*args)
 
     def _load(self, token: str) -> Expr:
         if token not in self.tensors:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from superopt.errors import IllFormed
-from superopt.mugraph.expr import Axis, Expr, Symbol, Tensor, axis, find, toposort
+from superopt.mugraph.expr import BINDERS, Axis, Expr, Symbol, Tensor, axis, find, toposort
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Branch:
         for s in self.stores:
             found.update(dict.fromkeys(s.axes))
         for node in toposort(*(s.value for s in self.stores)):
-            if node.op == "reduce":
+            if node.op in BINDERS:
                 found.update(dict.fromkeys(node.attr.axes))
         return tuple(found)
 
@@ -182,7 +182,7 @@ def _free_roles(b: Branch) -> Iterator[str]:
 
 def _bound_not_grid(b: Branch) -> Iterator[str]:
     for node in toposort(*(s.value for s in b.stores)):
-        if node.op == "reduce":
+        if node.op in BINDERS:
             for a in node.attr.axes:
                 if b.role(a) in ("program", "grid"):
                     yield f"axis {a.name} is reduced but split over programs, with no merge"
@@ -192,6 +192,12 @@ def _one_loop_a_reduce(b: Branch) -> Iterator[str]:
     for node in toposort(*(s.value for s in b.stores)):
         if node.op == "reduce" and sum(b.role(a) == "loop" for a in node.attr.axes) > 1:
             yield f"a reduction loops over several of {[a.name for a in node.attr.axes]}: nest it"
+
+
+def _online_loops(b: Branch) -> Iterator[str]:
+    for node in toposort(*(s.value for s in b.stores)):
+        if node.op == "online" and [b.role(a) for a in node.attr.axes].count("loop") != 1:
+            yield f"an online reduction over {[a.name for a in node.attr.axes]} has no loop"
 
 
 def _no_shadowed_tile(b: Branch) -> Iterator[str]:
@@ -220,6 +226,7 @@ BRANCH_RULES = (
     _no_shadowed_tile,
     _bound_not_grid,
     _one_loop_a_reduce,
+    _online_loops,
     _same_grid,
     _reads_own_store,
 )

@@ -5,13 +5,24 @@ looped axis that do not depend on each other share a loop; one that depends on a
 For `sum[k] x[k] / max[k] x[k]` with k looped:
 
     Loop k: max      then      Loop k: sum     (a second pass)
+
+An online reduction shares the loop of the reductions that it uses: they are accumulated in order,
+each as soon as what it adds is known.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from superopt.mugraph.expr import Axis, Expr
+from superopt.mugraph.expr import (
+    BINDERS,
+    MARKERS,
+    Axis,
+    Expr,
+    body_of,
+    plain_of,
+    toposort,
+)
 from superopt.mugraph.program import Branch, Store
 
 LEAVES = ("const", "sym", "axis")
@@ -25,6 +36,13 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Accumulate:
+    """Take a tile into the accumulator of a reduce or online node of the loop around."""
+
+    reduction: Expr
+
+
+@dataclass(frozen=True)
 class Write:
     """A store that has all its looped axes around it."""
 
@@ -33,18 +51,21 @@ class Write:
 
 @dataclass(frozen=True)
 class Loop:
-    """One pass over a looped axis. It completes each of `reductions`, an accumulator each."""
+    """One pass over a looped axis. It completes each of `reductions`, an accumulator each.
+
+    The body has an `Accumulate` for each of them.
+    """
 
     axis: Axis
     reductions: tuple[Expr, ...]
     body: tuple[Item, ...]
 
 
-Item = Compute | Write | Loop
+Item = Compute | Accumulate | Write | Loop
 
 
 def loop_axis(branch: Branch, node: Expr) -> Axis | None:
-    """The looped axis of a reduce node, None where all its axes are held whole."""
+    """The looped axis of a reduce or online node, None where all its axes are held whole."""
     return next((a for a in node.attr.axes if branch.role(a) == "loop"), None)
 
 
@@ -60,10 +81,30 @@ class _Scheduler:
     def __init__(self, branch: Branch) -> None:
         self.branch = branch
         self.looped = {a for a in branch.axes if branch.role(a) == "loop"}
+        self.groups = online_groups(branch)
+        self._turns: dict[Expr, frozenset[Axis]] = {}
+
+    def turns(self, root: Expr) -> frozenset[Axis]:
+        """The axes along which a value changes: its own, and loops whose accumulators it reads."""
+        for node in toposort(root) if root not in self._turns else ():
+            if node in self._turns:
+                continue
+            found = node.free
+            if node.op in MARKERS:
+                found |= {a for a in node.args[0].attr.axes if a in self.looped}
+            elif node.op != "online":
+                below = frozenset().union(*(self._turns[a] for a in node.args))
+                found |= below - frozenset(node.attr.axes) if node.op == "reduce" else below
+            self._turns[node] = found
+        return self._turns[root]
 
     def local(self, node: Expr, context: tuple[Axis, ...]) -> bool:
         """Whether the node belongs to this scope and not to one around it."""
-        return not context or context[-1] in node.free
+        return not context or context[-1] in self.turns(node)
+
+    def members(self, node: Expr) -> tuple[Expr, ...]:
+        """The reductions that share a loop because some use others online, those used first."""
+        return self.groups.get(node, (node,))
 
     def next_axis(self, goal: Goal, context: tuple[Axis, ...]) -> Axis | None:
         if isinstance(goal, Expr):
@@ -72,7 +113,10 @@ class _Scheduler:
 
     def needs(self, goal: Goal, inside: Axis | None) -> list[Expr]:
         """What a goal uses from this scope: all of its operands that do not vary along `inside`."""
-        roots = [goal.args[0]] if isinstance(goal, Expr) else [goal.value, *goal.indices]
+        if isinstance(goal, Store):
+            roots = [goal.value, *goal.indices]
+        else:
+            roots = [r for m in self.members(goal) for r in contributions(m)]
         if inside is None:
             return roots
         later: frozenset[Axis] = frozenset()  # a store's loops inside the one over `inside`
@@ -84,12 +128,16 @@ class _Scheduler:
         seen = set(stack)
         while stack:
             node, inner = stack.pop()  # inner: axes looped between this scope and the node
-            if inside not in node.free and not node.free & inner:
+            turns = self.turns(node)
+            if inside not in turns and not turns & inner:
                 found[node] = None
                 continue
-            if node.op == "reduce":
+            if node.op in MARKERS:
+                continue
+            if node.op in BINDERS:
                 inner |= {a for a in node.attr.axes if a in self.looped}
-            below = [(a, inner) for a in reversed(node.args) if (a, inner) not in seen]
+            used = contributions(node) if node.op == "online" else node.args
+            below = [(a, inner) for a in reversed(used) if (a, inner) not in seen]
             seen.update(below)
             stack.extend(below)
         return list(found)
@@ -119,21 +167,23 @@ class _Scheduler:
         stack = [(root, False)]
         while stack:
             node, done = stack.pop()
-            if node.op in LEAVES or node in depth or not self.local(node, context):
+            leaf = node.op in LEAVES or node.op in MARKERS
+            if leaf or node in depth or not self.local(node, context):
                 continue
-            inside = loop_axis(self.branch, node) if node.op == "reduce" else None
+            inside = loop_axis(self.branch, node) if node.op in BINDERS else None
             below = self.needs(node, inside) if inside is not None else list(node.args)
             if not done:
                 stack.append((node, True))
                 stack.extend((a, False) for a in reversed(below))
                 continue
             level = max((depth.get(a, 0) for a in below), default=0)
-            if inside is not None:
-                goals[node] = inside
-                level += 1
-            else:
+            if inside is None:
                 order.append(node)
-            depth[node] = level
+                depth[node] = level
+                continue
+            for member in self.members(node):
+                goals[member] = inside
+                depth[member] = level + 1
 
     def _arrange(
         self,
@@ -159,8 +209,9 @@ class _Scheduler:
                     items.extend(Write(s) for s in writes)
                     continue
                 reductions = tuple(g for g in group if isinstance(g, Expr))
-                body = self.scope([r.args[0] for r in reductions], writes, (*context, inside))
-                items.append(Loop(inside, reductions, body))
+                values = [c for r in reductions for c in contributions(r)]
+                body = self.scope(values, writes, (*context, inside))
+                items.append(Loop(inside, reductions, _accumulating(body, reductions)))
         return tuple(items)
 
     def _as_late_as_possible(
@@ -181,3 +232,52 @@ class _Scheduler:
                 if a in place:
                     place[a] = min(place[a], place[node])
         return place
+
+
+def contributions(node: Expr) -> tuple[Expr, ...]:
+    """What one turn of the loop computes for a reduce or online node."""
+    return (body_of(node), node.args[2]) if node.op == "online" else (body_of(node),)
+
+
+def online_groups(branch: Branch) -> dict[Expr, tuple[Expr, ...]]:
+    """For each reduction that is online, or used by one in its loop: all of these, used first."""
+    nodes = toposort(*(s.value for s in branch.stores))
+    forms = {plain_of(n): n for n in nodes if n.op == "online"}
+    used: dict[Expr, list[Expr]] = {}
+    for n in forms.values():
+        marked = [m.args[0] for m in toposort(*contributions(n)) if m.op in MARKERS]
+        used[n] = [forms.get(m, m) for m in marked if m is not plain_of(n)]
+    groups: dict[Expr, dict[Expr, None]] = {}
+    for n, others in used.items():
+        merged = dict.fromkeys([n, *others])
+        for member in list(merged):
+            merged.update(groups.get(member, {}))
+        groups.update(dict.fromkeys(merged, merged))
+    ordered: dict[int, tuple[Expr, ...]] = {}
+    for group in groups.values():
+        if id(group) not in ordered:
+            ordered[id(group)] = tuple(sorted(group, key=lambda e: plain_of(e).size))
+    return {n: ordered[id(group)] for n, group in groups.items()}
+
+
+def _accumulating(body: tuple[Item, ...], reductions: tuple[Expr, ...]) -> tuple[Item, ...]:
+    """The loop's body with each reduction accumulated as soon as what it adds is known."""
+    forms = {plain_of(r): r for r in reductions}
+    needed = {r: set(toposort(*contributions(r))) for r in reductions}
+    read = {
+        m.args[0] for r in reductions for m in needed[r] if m.op == "running" and m.args[0] in forms
+    }
+    early = [r for r in reductions if plain_of(r) in read]
+    items: list[Item] = []
+    left = list(body)
+    for r in sorted(early, key=lambda e: plain_of(e).size):
+        taken = [i for i in left if _defines(i) & needed[r]]
+        items += [*taken, Accumulate(r)]
+        left = [i for i in left if i not in taken]
+    return (*items, *left, *(Accumulate(r) for r in reductions if r not in early))
+
+
+def _defines(item: Item) -> set[Expr]:
+    if isinstance(item, Compute):
+        return {item.value}
+    return set(item.reductions) if isinstance(item, Loop) else set()

@@ -143,7 +143,7 @@ class _Reader:
                 attr = self.axis(attribute)
             case "load":
                 attr = self.tensor(attribute)
-            case "reduce":
+            case "reduce" | "online":
                 monoid, axes, operand = attribute
                 attr = Reduction(monoid, tuple(map(self.axis, axes)), operand)
         return make(op, tuple(self.nodes[a] for a in args), attr, dtype)

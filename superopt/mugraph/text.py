@@ -24,10 +24,20 @@ import re
 from collections.abc import Iterable, Iterator
 
 from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.expr import Axis, Expr, Symbol, Tensor, toposort
+from superopt.mugraph.expr import (
+    BINDERS,
+    MARKERS,
+    Axis,
+    Expr,
+    Symbol,
+    Tensor,
+    body_of,
+    plain_of,
+    toposort,
+)
 from superopt.mugraph.ops import MONOIDS, OPS
 from superopt.mugraph.program import Branch, KernelGraph, Program, Store
-from superopt.mugraph.schedule import Compute, Item, Loop, schedule
+from superopt.mugraph.schedule import Accumulate, Compute, Item, Loop, schedule
 
 INFIX = {
     "or": ("|", 1),
@@ -138,6 +148,11 @@ def render(node: Expr, args: list[Piece], names: Names, extents: bool = False) -
         case "reduce":
             axes = [names[a] + (f":{inline(a.extent)}" if extents else "") for a in node.attr.axes]
             return _reduce(node, args[0], ", ".join(axes))
+        case "online":
+            axes = [names[a] for a in node.attr.axes]
+            return f"online[{', '.join(axes)}]({', '.join(a for a, _ in args)})", TIGHT
+        case "running" | "prior":
+            return f"{node.op}({args[0][0]})", TIGHT
     return _operator(node, args)
 
 
@@ -227,7 +242,7 @@ def _things(
             found[node.attr] = None
         elif node.op == "axis":
             axes[node.attr] = None
-        elif node.op == "reduce":
+        elif node.op in BINDERS:
             axes.update(dict.fromkeys(node.attr.axes))
     sizes = [e for t in found for e in (*t.shape, *(t.bounds or ()))] + [a.extent for a in axes]
     for node in toposort(*sizes, *(e for s in stores for e in (*s.indices, s.value))):
@@ -326,10 +341,16 @@ def _items(items: Iterable[Item], listing: Listing, indent: str) -> Iterator[str
             over = _plain(item.axis.extent, listing.names)
             yield f"{indent}loop {listing.names[item.axis]} over {over}:"
             yield from _items(item.body, listing, indent + "  ")
-            for r in item.reductions:
-                _leaves(r.args, listing)
-                body = listing.pieces[r.args[0]][0]
-                yield f"{indent}  {listing.number(r)} {r.attr.monoid}= {body}"
+        elif isinstance(item, Accumulate):
+            r = item.reduction
+            _leaves((body_of(r), *r.args[2:3]), listing)
+            added = f"{r.attr.monoid}= {listing.pieces[body_of(r)][0]}"
+            if r.op == "online":
+                added = f"= {listing.pieces[r.args[2]][0]}, then {added}"
+            if plain_of(r) not in listing.pieces:
+                listing.number(plain_of(r))
+            listing.pieces[r] = listing.pieces[plain_of(r)]
+            yield f"{indent}{listing.pieces[r][0]} {added}"
         elif isinstance(item, Compute):
             _leaves(item.value.args, listing)
             piece = listing.piece(item.value)
@@ -344,7 +365,11 @@ def _items(items: Iterable[Item], listing: Listing, indent: str) -> Iterator[str
 
 def _leaves(args: Iterable[Expr], listing: Listing) -> None:
     for a in args:
-        if not a.args:
+        if a.op in MARKERS:
+            if a.args[0] not in listing.pieces:
+                listing.number(a.args[0])
+            listing.pieces[a] = f"{a.op}({listing.pieces[a.args[0]][0]})", TIGHT
+        elif not a.args:
             listing.pieces[a] = listing.piece(a)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from superopt.mugraph.dtypes import DTYPES, accumulator, is_float
-from superopt.mugraph.expr import Axis, Expr
+from superopt.mugraph.expr import BINDERS, Axis, Expr, body_of
 from superopt.mugraph.program import Branch
 
 MIN_TILE = 16  # the least extent of a dot's tile along each of its axes
@@ -48,15 +48,15 @@ def tile_axes(branch: Branch, e: Expr) -> frozenset[Axis]:
 
 
 def dot_of(branch: Branch, node: Expr) -> Dot | None:
-    """The dot that a reduce node is, or None where it is a product and a sum of their own.
+    """The dot that a reduction is, or None where it is a product and a sum of their own.
 
     A dot is a float sum over one axis of a product whose factors each have exactly one tile axis
     that the other has not; at most one further axis is shared (the batch). Rows are the axis that
     the branch names first.
     """
-    if node.op != "reduce" or node.attr.monoid != "sum" or len(node.attr.axes) != 1:
+    if node.op not in BINDERS or node.attr.monoid != "sum" or len(node.attr.axes) != 1:
         return None
-    body, (k,) = core(node.args[0]), node.attr.axes
+    body, (k,) = core(body_of(node)), node.attr.axes
     if body.op != "mul" or any(accumulator(e.dtype) != "f32" for e in (node, body)):
         return None
     a, b = (core(x) for x in body.args)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import count
 
 from superopt.mugraph.expr import (
+    BINDERS,
     Axis,
     Expr,
     Reduction,
@@ -34,7 +35,7 @@ def _uses(branch: Branch) -> dict[Axis, str]:
     dots = [
         d
         for s in branch.stores
-        for n in find(s.value, "reduce")
+        for n in find(s.value, *BINDERS)
         if (d := dot_of(branch, n)) is not None
     ]
     padded = {a for d in dots for a in (d.m, d.n, d.k)}
@@ -107,10 +108,10 @@ def _rename(root: Expr, names: dict[Axis, Axis], tensors: dict[Tensor, Tensor]) 
         args = tuple(done[a] for a in node.args)
         if node.op == "axis":
             done[node] = axis(names[node.attr])
-        elif node.op == "reduce":
+        elif node.op in BINDERS:
             axes = tuple(sorted((names[a] for a in node.attr.axes), key=lambda a: a.name))
             spec = Reduction(node.attr.monoid, axes, node.attr.operand)
-            done[node] = make("reduce", args, spec, node.dtype)
+            done[node] = make(node.op, args, spec, node.dtype)
         elif node.op == "load" and node.attr in tensors:
             done[node] = load(tensors[node.attr], args[:-1], args[-1])
         else:

@@ -15,6 +15,7 @@ import numpy as np
 from superopt.errors import IllFormed
 from superopt.mugraph.evaluate import Array
 from superopt.mugraph.expr import (
+    BINDERS,
     TRUE,
     Axis,
     Expr,
@@ -28,6 +29,7 @@ from superopt.mugraph.expr import (
     rewrite,
     substitute,
     toposort,
+    without_online,
 )
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import KernelGraph, Program, Store
@@ -94,7 +96,12 @@ def close(program: Program) -> list[Store]:
         return _at(known[node.attr], node.args[:-1], node.args[-1]) if node.attr in known else None
 
     for s in program.stores:
-        closed = Store(s.tensor, s.axes, s.indices, cast(rewrite(s.value, inline), s.tensor.dtype))
+        closed = Store(
+            s.tensor,
+            s.axes,
+            s.indices,
+            cast(rewrite(without_online(s.value), inline), s.tensor.dtype),
+        )
         known[s.tensor] = closed
         stores.append(closed)
     return [s for s in stores if s.tensor in program.outputs]
@@ -135,7 +142,7 @@ def work(roots: Iterable[Expr], count: Mapping[Axis, int], sizes: Mapping[str, i
     """Scalar operations to evaluate `roots` where the axes of `count` take so many values each."""
     total = 0
     for node in toposort(*roots):
-        axes = set(node.free) | (set(node.attr.axes) if node.op == "reduce" else set())
+        axes = set(node.free) | (set(node.attr.axes) if node.op in BINDERS else set())
         extents = (count[a] if a in count else extent_value(a.extent, dict(sizes)) for a in axes)
         total += int(np.prod([float(n) for n in extents]))
     return total
