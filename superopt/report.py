@@ -115,6 +115,7 @@ def _search(run: Run) -> Json:
         # forms of an output that were found and lose precision where the program does not, with
         # their error on the worst of the hostile samples
         "refused_forms": o.refused,
+        "shifts": o.laws,
     }
 
 

@@ -32,10 +32,10 @@ from superopt.mugraph.text import print_graph
 from superopt.search.egraph import EGraph
 from superopt.search.executor import Journal, Result, Task, run_tasks
 from superopt.search.extract import Counts
-from superopt.search.fingerprint import Accuracy
 from superopt.search.naming import rename_axes
 from superopt.search.normalise import normalise
 from superopt.search.observe import merge_equal
+from superopt.search.online import LoopAccuracy
 from superopt.search.partition import candidates, cuts, temporary
 from superopt.search.rules import Saturation, saturate
 from superopt.search.space import Exhaustive, Found, Sizes, Space, Target
@@ -88,6 +88,7 @@ class Outcome:
     configured: int = 0
     bound: int | None = None  # operators, of an exhaustive enumeration
     refused: dict[str, float] = field(default_factory=dict)  # inaccurate forms and their errors
+    laws: dict[str, int] = field(default_factory=dict)  # shifts found, and terms tried for each
 
     @property
     def enumerated(self) -> int:
@@ -107,7 +108,7 @@ def build_space(program: Program, profile: Profile) -> tuple[Space, Saturation]:
     outputs = tuple(
         Target(s, g.find(n), s.value) for s, n in zip(normal.stores, numbers, strict=True)
     )
-    accuracy = Accuracy(frozenset(t.name for t in weights(program)))
+    accuracy = LoopAccuracy(frozenset(t.name for t in weights(program)))
     return Space(normal, g, outputs, profile, accuracy), saturation
 
 
@@ -141,6 +142,7 @@ def search_program(program: Program, options: Options, progress: Progress | None
             outcome.assigned += result.assigned
             outcome.configured += result.configured
             outcome.refused.update(result.refused)
+            outcome.laws.update(result.laws)
             seconds = time.monotonic() - start
             if progress is not None:
                 best = min((f.prediction.time_us for f in found), default=float("inf"))

@@ -27,7 +27,7 @@ from superopt.search.extract import Counts
 from superopt.search.space import Found, Sizes, Space
 
 Task = tuple[int, ...]
-FORMAT = 1  # of the journal: to be raised where class numbers or results change their meaning
+FORMAT = 2  # of the journal: to be raised where class numbers or results change their meaning
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Result:
     assigned: int = 0
     configured: int = 0
     refused: dict[str, float] = field(default_factory=dict)
+    laws: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,7 +99,8 @@ def encode(result: Result) -> dict[str, Any]:
     ]
     counts = [asdict(result.counts), result.assigned, result.configured]
     refused = {t: repr(e) for t, e in result.refused.items()}  # JSON has no infinity
-    return {"task": result.task, "found": found, "counts": counts, "refused": refused}
+    return {"task": result.task, "found": found, "counts": counts, "refused": refused,
+            "laws": result.laws}  # fmt: skip
 
 
 def decode(data: dict[str, Any]) -> Result:
@@ -112,7 +114,8 @@ def decode(data: dict[str, Any]) -> Result:
         found.append(Found(graph, sizes, configs, tuple(Prediction(**p) for p in row["parts"])))
     counts, assigned, configured = data["counts"]
     refused = {t: float(e) for t, e in data["refused"].items()}
-    return Result(tuple(data["task"]), found, Counts(**counts), assigned, configured, refused)
+    task, laws = tuple(data["task"]), data["laws"]
+    return Result(task, found, Counts(**counts), assigned, configured, refused, laws)
 
 
 def run_task(space: Space, task: Task, sizes: Sequence[Sizes]) -> Result:
@@ -121,7 +124,8 @@ def run_task(space: Space, task: Task, sizes: Sequence[Sizes]) -> Result:
     space.forget()
     found = [f for s in sizes for f in space.search_cut(task, s)]
     refused = {inline(t): e for t, e in space.refused.items()}
-    return Result(task, found, space.counts, space.assigned, space.configured, refused)
+    laws = dict(space.laws)
+    return Result(task, found, space.counts, space.assigned, space.configured, refused, laws)
 
 
 # -- the pool -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.expr import Axis, Expr, toposort
+from superopt.mugraph.expr import Axis, Expr
 from superopt.mugraph.ops import MONOIDS, OPS
 
 POINTS = 5  # index values an axis is sampled at, one in each fifth: both sides of a comparison
@@ -63,10 +63,17 @@ class Fingerprints:
 
     def value(self, root: Expr) -> Array:
         """An array over all axis names known so far; size 1 where the term does not vary."""
-        for node in toposort(root):
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            missing = [a for a in node.args if a not in self.values]
+            if node in self.values or not missing:
+                stack.pop()
             if node not in self.values:
-                with np.errstate(all="ignore"):
-                    self.values[node] = self._node(node)
+                stack.extend(missing)
+                if not missing:
+                    with np.errstate(all="ignore"):
+                        self.values[node] = self._node(node)
         return self.values[root]
 
     def key(self, root: Expr) -> bytes:
@@ -151,16 +158,20 @@ class Fingerprints:
         row = MONOIDS[node.attr.monoid]
         for a in node.attr.axes:
             position = v.ndim - 1 - self._dim(a)
-            extent = float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
             varies = position >= 0 and v.shape[position] > 1
-            sampled = v.shape[position] if varies else 1
             if varies:
                 v = row.numpy.reduce(v, axis=position, keepdims=True)
+            times = self.weight(a) * (1 if varies else len(self.points(a)))
             if node.attr.monoid == "sum":  # the samples stand for all: a mean of them is a mean
-                v = v * self.precision(extent / sampled)
+                v = v * self.precision(times)
             elif node.attr.monoid == "prod" and not varies:
-                v = v**extent
+                v = v**times
         return v
+
+    def weight(self, a: Axis) -> float:
+        """How many index values each sampled one stands for."""
+        extent = float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
+        return extent / len(self.points(a))
 
 
 def _rounded(v: Array, dtype: str) -> Array:
@@ -212,18 +223,7 @@ class Accuracy:
         return self.known[term]
 
     def _errors(self, term: Expr) -> Array:
-        want = np.asarray(self.exact.value(term), np.float64)
-        got = np.asarray(self.working.value(term), np.float64)
-        shape = np.broadcast_shapes(want.shape, got.shape, (len(HOSTILE),))
-        want = np.broadcast_to(want, shape).reshape(-1, len(HOSTILE))
-        got = np.broadcast_to(got, shape).reshape(-1, len(HOSTILE))
-        fits = np.abs(want) < np.finfo(np.float32).max  # else fp32 cannot hold the value either
-        compared = fits & np.isfinite(want)
-        with np.errstate(all="ignore"):
-            largest = np.where(compared, np.abs(want), 0.0).max(axis=0) + 1e-30
-            error = np.where(compared, np.abs(got - want), 0.0) / largest
-        error = np.where(compared & ~np.isfinite(got), np.inf, error)
-        return np.asarray(error.max(axis=0))
+        return relative_errors(self.exact.value(term), self.working.value(term))
 
     def safe(self, terms: Sequence[Expr]) -> list[bool]:
         """Which of some equal terms are in every world about as accurate as the best there."""
@@ -234,5 +234,24 @@ class Accuracy:
         return self._within(terms, self.errors(reference))
 
     def _within(self, terms: Sequence[Expr], errors: Array) -> list[bool]:
-        bar = np.maximum(TOLERANCE * errors, LEAST_ERROR)
-        return [bool((self.errors(t) <= bar).all()) for t in terms]
+        return [bool(within(self.errors(t), errors).all()) for t in terms]
+
+
+def relative_errors(want: Array, got: Array) -> Array:
+    """A world each: the largest error of `got`, relative to the largest value in that world."""
+    want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
+    shape = np.broadcast_shapes(want.shape, got.shape, (len(HOSTILE),))
+    want = np.broadcast_to(want, shape).reshape(-1, len(HOSTILE))
+    got = np.broadcast_to(got, shape).reshape(-1, len(HOSTILE))
+    fits = np.abs(want) < np.finfo(np.float32).max  # else fp32 cannot hold the value either
+    compared = fits & np.isfinite(want)
+    with np.errstate(all="ignore"):
+        largest = np.where(compared, np.abs(want), 0.0).max(axis=0) + 1e-30
+        error = np.where(compared, np.abs(got - want), 0.0) / largest
+    error = np.where(compared & ~np.isfinite(got), np.inf, error)
+    return np.asarray(error.max(axis=0))
+
+
+def within(errors: Array, reference: Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Where errors are about as small as a reference's, or too small to matter."""
+    return np.asarray(errors <= np.maximum(TOLERANCE * reference, LEAST_ERROR))

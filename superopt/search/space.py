@@ -14,11 +14,20 @@ from superopt.errors import UsageError
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import is_float
 from superopt.mugraph.expr import Axis, Expr, cast, toposort
-from superopt.mugraph.program import Branch, Config, Kernel, KernelGraph, Program, Store
+from superopt.mugraph.program import (
+    Branch,
+    Config,
+    Kernel,
+    KernelGraph,
+    Program,
+    Store,
+    illegal,
+)
 from superopt.search.egraph import EGraph
 from superopt.search.exhaustive import LARGEST, Exhausted, enumerate_all, operators
 from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
-from superopt.search.fingerprint import Accuracy
+from superopt.search.fingerprint import within
+from superopt.search.online import Form, LoopAccuracy, Online
 from superopt.search.partition import operand_type, temporary
 from superopt.search.roles import branches
 
@@ -66,11 +75,13 @@ class Space:
     graph: EGraph
     outputs: tuple[Target, ...]
     profile: Profile
-    accuracy: Accuracy
+    accuracy: LoopAccuracy
     exhaustive: Exhaustive | None = None
     allow_unsafe: bool = False
     refused: dict[Expr, float] = field(default_factory=dict)  # inaccurate terms and their errors
     counts: Counts = field(default_factory=Counts)
+    online: Online = field(default_factory=Online)
+    laws: dict[str, int] = field(default_factory=dict)  # shifts in use, terms tried for each
     assigned: int = 0  # role assignments looked at
     configured: int = 0  # configurations predicted
     _grouped: dict[object, list[tuple[float, Branch]]] = field(default_factory=dict)
@@ -118,6 +129,7 @@ class Space:
     def forget(self) -> None:
         """Start a task from nothing, so that its counts do not depend on what ran before it."""
         self.refused.clear()
+        self.laws.clear()
         self._grouped.clear()
         self._models.clear()
 
@@ -319,7 +331,38 @@ class Space:
                     replace(t.shape, value=_stored(e, t.shape.tensor.dtype))
                     for t, e in zip(group, choice, strict=True)
                 )
-                yield from branches(stores, split, dict(sizes))
+                for branch in branches(stores, split, dict(sizes)):
+                    yield branch
+                    yield from self._one_pass(branch)
+
+    def _one_pass(self, branch: Branch) -> Iterator[Branch]:
+        """The branch with fewer passes over its looped axes, where shifts are found for that."""
+        stores = branch.stores
+        for name, role in branch.roles:
+            if role != "loop":
+                continue
+            k = next(a for a in branch.axes if a.name == name)
+            for form in self.online.forms(stores, k):
+                if not self._as_accurate(form, stores, k):
+                    continue
+                stores = form.stores
+                self.laws.update({law.text: law.tried for law in form.laws})
+                break
+        if stores is not branch.stores:
+            online = replace(branch, stores=stores)
+            if illegal(online) is None:
+                yield online
+
+    def _as_accurate(self, form: Form, stores: tuple[Store, ...], k: Axis) -> bool:
+        """Whether a form loses no precision against the plain one; noted where it does."""
+        if self.allow_unsafe:
+            return True
+        for new, old in zip(form.stores, stores, strict=True):
+            errors = self.accuracy.loop_errors(new.value, k)
+            if not within(errors, self.accuracy.loop_errors(old.value, k)).all():
+                self.refused[new.value] = float(errors.max())
+                return False
+        return True
 
     def _accurate(self, target: Target, terms: list[Expr], cut: bool) -> list[Expr]:
         """An output's terms but those that lose precision where the program does not; note these.

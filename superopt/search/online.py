@@ -1,0 +1,447 @@
+"""Loops in one pass: reductions that use others over the same axis are brought up to date online.
+
+From stores whose values reduce over a looped axis in several passes, one after another, to stores
+of the same values in fewer: wherever a shift is found (`shift`), the reduction joins the pass of
+the statistics that it uses. How a loop starts is a part of what is searched: before the first index
+a statistic is the neutral element (-inf, 0), a mean of nothing is 0/0. The forms below differ in
+what they put in its place, and in whether a mean is that of the indices so far. Each is run on
+sample inputs, infinities and rows that are wholly masked among them, and must give what the
+program gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+
+from superopt.mugraph.dtypes import is_float
+from superopt.mugraph.expr import (
+    Axis,
+    Expr,
+    Reduction,
+    body_of,
+    const,
+    is_const,
+    make,
+    online,
+    op,
+    prior,
+    rebuild,
+    reduce,
+    rewrite,
+    running,
+    toposort,
+    without_online,
+)
+from superopt.mugraph.ops import MONOIDS, OPS, identity
+from superopt.mugraph.program import Store
+from superopt.search.fingerprint import (
+    HOSTILE,
+    Accuracy,
+    Array,
+    Fingerprints,
+    relative_errors,
+)
+from superopt.search.sample import ORDINARY, Sample
+from superopt.search.shift import Law, Shifts, after, before, combined, replaced
+
+TILES = ((0,), (1, 2), (3, 4, 5), (6, 7))  # the sampled indices, as a loop may meet them
+MOST_SUBSETS = 16  # of auxiliaries that are tried to be zero
+CLOSE = 1e-6  # of float64 runs of the loop and of the plain reductions
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a loop treats statistics that have no value yet.
+
+    `counted`: a mean is that of the indices so far. `safe_new`: a statistic that still is what it
+    was before the loop is replaced by a plain number. `safe_old`: an accumulator is left as it is
+    where the statistic was still that. `moved`: accumulators end at the plain number, and are moved
+    to the statistic after the loop.
+    """
+
+    counted: bool
+    safe_new: bool
+    safe_old: bool
+    moved: bool
+
+
+STYLES = tuple(
+    Style(counted, new, old, moved)
+    for moved in (False, True)
+    for counted in (True, False)
+    for new, old in ((False, False), (True, False), (True, True), (False, True))
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Stores with online reductions, and the laws behind them."""
+
+    stores: tuple[Store, ...]
+    laws: tuple[Law, ...]
+
+
+@dataclass
+class Online:
+    """Finds online forms; remembers what it found."""
+
+    shifts: Shifts = field(default_factory=Shifts)
+    known: dict[tuple[tuple[Store, ...], Axis], tuple[Form, ...]] = field(default_factory=dict)
+
+    def forms(self, stores: tuple[Store, ...], k: Axis) -> tuple[Form, ...]:
+        """Forms of the stores with fewer passes over axis k, simplest first; often there is one."""
+        key = (stores, k)
+        if key not in self.known:
+            laws = self._laws(stores, k)
+            self.known[key] = tuple(_checked(stores, k, laws)) if laws else ()
+        return self.known[key]
+
+    def _laws(self, stores: tuple[Store, ...], k: Axis) -> tuple[Law, ...]:
+        """A law for each reduction that can join the pass of those it uses."""
+        level: dict[Expr, int] = {}
+        found: dict[Expr, Law] = {}
+        reductions = over(stores, k)
+        for r in reductions:
+            below = _used(r, k, set(reductions))
+            last = max((level[u] for u in below), default=-1)
+            active = frozenset(u for u in below if level[u] == last)
+            law = self.shifts.law(r, k, active) if below else None
+            level[r] = last + 1 if law is None and below else max(last, 0)
+            if law is not None:
+                found[r] = law
+                if not self._auxiliaries(law, k, level, found):
+                    del found[r]
+                    level[r] = last + 1
+        return tuple(found.values())
+
+    def _auxiliaries(
+        self, law: Law, k: Axis, level: dict[Expr, int], found: dict[Expr, Law]
+    ) -> bool:
+        """Laws for the accumulators that a law brings in."""
+        for a in law.auxiliaries:
+            if a in level:
+                continue
+            used = _used(a, k, set(level))
+            at = max((level[u] for u in used), default=level[law.reduction])
+            level[a] = at
+            if not used:
+                continue
+            own = self.shifts.law(a, k, frozenset(u for u in used if level[u] == at))
+            if own is None or at != level[law.reduction]:
+                return False
+            found[a] = own
+            if not self._auxiliaries(own, k, level, found):
+                return False
+        return True
+
+
+def over(stores: tuple[Store, ...], k: Axis) -> list[Expr]:
+    """The reductions over k that are not inside another one over k, those used first."""
+    nodes = toposort(*(s.value for s in stores))
+    return [n for n in nodes if n.op == "reduce" and k in n.attr.axes]
+
+
+def _used(r: Expr, k: Axis, known: set[Expr]) -> set[Expr]:
+    """The reductions that the body uses, but those inside others."""
+    found: set[Expr] = set()
+    stack = [r.args[0]]
+    seen = set(stack)
+    while stack:
+        e = stack.pop()
+        if e in known:
+            found.add(e)
+            continue
+        below = [a for a in e.args if a not in seen]
+        seen.update(below)
+        stack.extend(below)
+    return found
+
+
+class LoopAccuracy(Accuracy):
+    """Errors of values whose loop meets its indices tile by tile, on hostile inputs."""
+
+    def __init__(self, weights: frozenset[str] = frozenset(), seed: int = 0) -> None:
+        super().__init__(weights, seed)
+        self._loops: dict[tuple[Expr, Axis], Array] = {}
+        self._wanted: dict[tuple[Expr, Axis], Array] = {}
+        self._dims: dict[Axis, int] = {}
+
+    def loop_errors(self, value: Expr, k: Axis) -> Array:
+        key = (value, k)
+        if key not in self._loops:
+            plain = without_online(value)
+            if (plain, k) not in self._wanted:
+                self._wanted[plain, k] = self._sample(k, np.float64).value(plain)
+            got = run(value, self._sample(k, np.float32))
+            self._loops[key] = relative_errors(self._wanted[plain, k], got)
+        return self._loops[key]
+
+    def _sample(self, k: Axis, precision: type[np.floating[Any]]) -> Sample:
+        return Sample(k, None, precision, len(HOSTILE), self.exact.scales, self._dims)
+
+
+# -- building -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Builder:
+    """Online nodes for some laws, in one style, with some auxiliaries taken to be zero."""
+
+    k: Axis
+    laws: dict[Expr, Law]
+    style: Style
+    made: dict[Expr, Expr] = field(default_factory=dict)
+    ends: dict[Expr, Expr] = field(default_factory=dict)
+
+    def node(self, r: Expr) -> Expr:
+        if r in self.made:
+            return self.made[r]
+        law = self.laws[r]
+        current = {s: after(s) for s in law.statistics}
+        body = self.current(replaced(r.args[0], current), law)
+        update = self.current(self.update(law), law)
+        used = [a for s in law.statistics for a in _outermost(s, self.k)]
+        used += [a for a in law.auxiliaries if a not in used]
+        others = [self.node(a) for a in used if a in self.laws]
+        self.made[r] = online(r, body, update, *others)
+        return self.made[r]
+
+    def current(self, e: Expr, law: Law) -> Expr:
+        """With statistics spelt as what the loop's accumulators are, before and after a turn."""
+        mapping: dict[Expr, Expr] = {}
+        for s in law.statistics:
+            mapping[after(s)] = self.spelt(s, running)
+            if self.style.safe_new:
+                mapping[after(s)] = _guarded(mapping[after(s)], self.start(s))
+            mapping[before(s)] = self.spelt(s, prior)
+        return _substituted(e, mapping)
+
+    def spelt(self, s: Expr, mark: Callable[[Expr], Expr]) -> Expr:
+        source = self.source(s)
+        return replaced(source, {a: mark(a) for a in _outermost(source, self.k)})
+
+    def source(self, s: Expr) -> Expr:
+        return _counted(s, self.k) if self.style.counted else s
+
+    def start(self, s: Expr) -> float:
+        source = self.source(s)
+        return _neutral_value(source, _outermost(source, self.k))
+
+    def update(self, law: Law) -> Expr:
+        """The law's update; the accumulator itself where a statistic had no value yet."""
+        unset = [_unset(before(s), self.start(s)) for s in law.statistics]
+        conditions = [c for c in unset if c is not None]
+        if not self.style.safe_old or not conditions:
+            return law.update
+        empty = conditions[0]
+        for c in conditions[1:]:
+            empty = op("or", empty, c)
+        if not law.terms:
+            return op("where", empty, prior(law.reduction), law.update)
+        terms = []
+        for accumulator, coefficient in law.terms:
+            left = const(1.0 if accumulator is law.reduction else 0.0, coefficient.dtype)
+            terms.append((accumulator, op("where", empty, left, coefficient)))
+        return combined(terms, law.reduction)
+
+    def final(self, r: Expr) -> Expr:
+        """The reduction's value after the loop."""
+        node = self.node(r)
+        if not self.style.moved:
+            return node
+        law = self.laws[r]
+        mapping: dict[Expr, Expr] = {}
+        for s in law.statistics:
+            end = replaced(s, {a: self._whole(a) for a in _outermost(s, self.k)})
+            mapping[after(s)] = end
+            start = _neutral_value(s, _outermost(s, self.k))
+            mapping[before(s)] = _guarded(end, start) if self.style.safe_new else end
+        for a in (r, *law.auxiliaries):
+            mapping[prior(a)] = self.node(a) if a in self.laws else a
+        return _substituted(law.update, mapping)
+
+    def _whole(self, r: Expr) -> Expr:
+        return self.node(r) if r in self.laws else r
+
+
+def _outermost(s: Expr, k: Axis) -> list[Expr]:
+    """The reductions over k that a statistic is computed from."""
+    found: dict[Expr, None] = {}
+    stack = [s]
+    seen = {s}
+    while stack:
+        e = stack.pop()
+        if e.op == "reduce" and k in e.attr.axes:
+            found[e] = None
+            continue
+        below = [a for a in e.args if a not in seen]
+        seen.update(below)
+        stack.extend(below)
+    return list(found)
+
+
+def _substituted(root: Expr, mapping: dict[Expr, Expr]) -> Expr:
+    return rewrite(root, lambda e: mapping.get(e)) if mapping else root
+
+
+def _counted(s: Expr, k: Axis) -> Expr:
+    """A statistic with the extent of k, where it divides or multiplies, as the count so far."""
+    if k.extent.op != "const":
+        return s
+    extent = float(k.extent.attr)
+    count = reduce("sum", (k,), const(1.0, "f32"))
+
+    def change(e: Expr) -> Expr | None:
+        if e.op == "div" and is_const(e.args[1], extent):
+            return op("div", e.args[0], count)
+        if e.op == "mul" and e.args[1].op == "const" and e.args[1].attr == 1 / extent:
+            return op("div", e.args[0], count)
+        return None
+
+    memo: dict[Expr, Expr] = {}
+
+    def visit(e: Expr) -> Expr:  # not inside the reductions themselves
+        if e.op == "reduce":
+            return e
+        if e not in memo:
+            changed = change(e)
+            memo[e] = changed if changed is not None else rebuild(e, tuple(map(visit, e.args)))
+        return memo[e]
+
+    return visit(s)
+
+
+def _neutral_value(s: Expr, active: list[Expr]) -> float:
+    """What a statistic is before the loop; NaN also where that depends on the data."""
+    start = Fingerprints(worlds=4)
+    for r in active:
+        start.values[r] = np.asarray(identity(r.attr.monoid, r.dtype), np.float64)
+    with np.errstate(all="ignore"):
+        v = np.asarray(start.value(s), np.float64)
+    return float(v.flat[0]) if np.all(v == v.flat[0]) else float("nan")
+
+
+def _guarded(s: Expr, start: float) -> Expr:
+    """The statistic; where it is still what it was before the loop, a number that is harmless."""
+    unset = _unset(s, start)
+    if unset is None:
+        return s
+    return op("where", unset, const(0.0 if np.isinf(start) else 1.0, s.dtype), s)
+
+
+def _unset(s: Expr, start: float) -> Expr | None:
+    """Whether a statistic still is what it was before the loop, where that may do harm."""
+    if not is_float(s.dtype) or (np.isfinite(start) and start != 0):
+        return None
+    return op("isnan", s) if np.isnan(start) else op("eq", s, const(start, s.dtype))
+
+
+# -- checking -------------------------------------------------------------------------------------
+
+
+def _checked(stores: tuple[Store, ...], k: Axis, laws: tuple[Law, ...]) -> Iterator[Form]:
+    """The simplest form that computes what the stores do, and one with means over all indices."""
+    extras = list(dict.fromkeys(a for law in laws for a in law.auxiliaries))
+    dims: dict[Axis, int] = {}  # one order of axes, so that values compare
+    wanted = [np.asarray(Sample(k, dims=dims).value(s.value), np.float64) for s in stores]
+    subsets = [frozenset(d) for n in range(len(extras), -1, -1) for d in combinations(extras, n)]
+    for strict, dropped, style in product((True, False), subsets[:MOST_SUBSETS], STYLES):
+        form = built(stores, k, laws, style, dropped)
+        if form is None:
+            continue
+        pairs = zip(form.stores, wanted, strict=True)
+        if all(agrees(run(s.value, Sample(k, dims=dims)), w, strict) for s, w in pairs):
+            yield form
+            return
+
+
+def built(
+    stores: tuple[Store, ...],
+    k: Axis,
+    laws: tuple[Law, ...],
+    style: Style,
+    dropped: frozenset[Expr],
+) -> Form | None:
+    own = {law.reduction: law.without(dropped) for law in laws}
+    used = _reached(stores, k, own)
+    builder = _Builder(k, {r: own[r] for r in used}, style)
+    values = {r: builder.final(r) for r in used}
+    new = tuple(replace(s, value=replaced(s.value, values)) for s in stores)
+    return Form(new, tuple(own[r] for r in used)) if new != stores else None
+
+
+def _reached(stores: tuple[Store, ...], k: Axis, laws: dict[Expr, Law]) -> list[Expr]:
+    """The laws' reductions that the stores use, directly or through others."""
+    nodes = set(toposort(*(s.value for s in stores)))
+    found = [r for r in laws if r in nodes]
+    for r in found:
+        statistics = [a for s in laws[r].statistics for a in _outermost(s, k)]
+        below = dict.fromkeys([*statistics, *laws[r].auxiliaries])
+        found += [a for a in below if a in laws and a not in found]
+    return sorted(found, key=lambda r: r.size)
+
+
+def agrees(found: Array, wanted: Array, strict: bool) -> bool:
+    """Whether what a loop gave is what it should be, in every world.
+
+    Not `strict`: where it should be infinite, because inputs are, it may be NaN.
+    """
+    got, want = np.broadcast_arrays(np.asarray(found, np.float64), wanted)
+    with np.errstate(all="ignore"):
+        scale = np.where(np.isfinite(want), np.abs(want), 0.0)
+        axes = tuple(range(want.ndim - 1))
+        largest = scale.max(axis=axes, keepdims=True) if axes else scale
+        near = np.abs(got - want) <= CLOSE * scale + 1e-9 * largest + 1e-300
+        same = near | (got == want) | (np.isnan(got) & (np.isnan(want) | ~_required(want, strict)))
+    return bool(same.all())
+
+
+def _required(want: Array, strict: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    ordinary = np.arange(want.shape[-1]) < ORDINARY if want.ndim else np.ones((), bool)
+    return np.isfinite(want) | ordinary | strict
+
+
+def run(value: Expr, full: Sample) -> Array:
+    """The value where the loop over the sample's axis meets its indices tile by tile."""
+    nodes = toposort(value)
+    forms = {n.args[0]: n for n in nodes if n.op == "online"}
+    marked = {n.args[0] for n in nodes if n.op in ("running", "prior")}
+    group = sorted({*forms, *marked}, key=lambda e: e.size)
+    group = [forms.get(p, p) for p in group]
+    indices = len(full.all_points())
+    state: dict[Expr, Array] = {_plain(g): _start(g, full) for g in group}
+    for tile in TILES:
+        chosen = tuple(n for n in tile if n < indices)
+        if not chosen:
+            break
+        known: dict[Expr, Array] = {prior(p): v for p, v in state.items()}
+        part = full.part(chosen, known)
+        for g in group:
+            state[_plain(g)] = part.values[running(_plain(g))] = _turn(g, part)
+    for g in group:
+        full.values[g] = state[_plain(g)]
+    return full.value(value)
+
+
+def _plain(g: Expr) -> Expr:
+    return g.args[0] if g.op == "online" else g
+
+
+def _start(g: Expr, full: Sample) -> Array:
+    kind = full.precision if is_float(g.dtype) else None
+    return np.asarray(identity(g.attr.monoid, g.dtype), kind)
+
+
+def _turn(g: Expr, part: Sample) -> Array:
+    """An accumulator after a tile."""
+    before = part.value(g.args[2]) if g.op == "online" else part.values[prior(g)]
+    spec: Reduction = g.attr
+    added = part.value(make("reduce", (body_of(g),), spec, g.dtype))
+    with np.errstate(all="ignore"):
+        combine = OPS[MONOIDS[spec.monoid].combine].numpy
+        return np.asarray(combine(before, added))

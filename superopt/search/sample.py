@@ -1,0 +1,123 @@
+"""Terms at a few index values of a looped axis, a part of them at a time, as a loop meets them.
+
+Worlds beyond the ordinary ones hold what breaks careless loops: infinities in some places or in
+all, NaN, ties, huge values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from superopt.mugraph.dtypes import DTYPES
+from superopt.mugraph.expr import Axis, Expr
+from superopt.search.fingerprint import Array, Fingerprints, _seed
+
+# where axes are sampled, the same places on all: what a band around a diagonal lets through is met
+PLACES = (0.11, 0.34, 0.52, 0.73, 0.94)
+NEAR = ((1, -9), (1, -4), (1, -1), (1, 0), (3, -3), (3, -1), (3, 0), (3, 1))  # of the looped axis
+ORDINARY = 12  # worlds
+SPECIAL: tuple[Callable[[Array, Array], Array], ...] = (
+    lambda v, chance: np.round(v * 2) / 2,  # ties
+    lambda v, chance: np.round(v),
+    lambda v, chance: np.where(chance < 0.4, -np.inf, v),
+    lambda v, chance: np.where(chance < 0.7, -np.inf, v),
+    lambda v, chance: np.full_like(v, -np.inf),
+    lambda v, chance: np.where(chance < 0.1, np.inf, v),
+    lambda v, chance: np.where(chance < 0.1, np.nan, v),
+    lambda v, chance: np.zeros_like(v),
+    lambda v, chance: v * 3e3,
+    lambda v, chance: v * 3e3 - 1e4,
+)
+WORLDS = ORDINARY + 2 * len(SPECIAL)
+Scales = Callable[[str], tuple[Array, Array]]
+
+
+def _ordinary(name: str) -> tuple[Array, Array]:
+    return np.resize([1.0, 3.0, 1.0, 0.3], WORLDS), np.zeros(WORLDS)
+
+
+def _extent(a: Axis) -> int:
+    return int(a.extent.attr) if a.extent.op == "const" else 1 << 20
+
+
+def _places(extent: int) -> Array:
+    return np.asarray([int(p * extent) for p in PLACES])
+
+
+class Sample(Fingerprints):
+    """Terms where axis k takes some of its sampled indices, by their numbers `chosen`."""
+
+    def __init__(
+        self,
+        k: Axis,
+        chosen: tuple[int, ...] | None = None,
+        precision: type[np.floating[Any]] = np.float64,
+        worlds: int = WORLDS,
+        scales: Scales = _ordinary,
+        dims: dict[Axis, int] | None = None,
+    ) -> None:
+        super().__init__(0, precision, worlds, scales)
+        self.k, self.chosen = k, chosen
+        self.hostile = scales is _ordinary  # else the worlds are the caller's
+        if dims is not None:
+            self.dims = dims
+
+    def part(self, chosen: tuple[int, ...], known: Mapping[Expr, Array]) -> Sample:
+        """The same worlds at some indices of k, where the values of some nodes are given."""
+        other = Sample(self.k, chosen, self.precision, self.worlds, self.scales, self.dims)
+        other.values.update(known)
+        return other
+
+    def all_points(self) -> Array:
+        extent = _extent(self.k)
+        if extent <= 2 * len(NEAR):
+            return np.arange(min(extent, len(NEAR)))
+        return np.asarray([int(PLACES[n] * extent) + near for n, near in NEAR])
+
+    def points(self, a: Axis) -> Array:
+        if a != self.k:
+            extent = _extent(a)
+            return np.arange(extent) if extent <= len(PLACES) + 1 else _places(extent)
+        every = self.all_points()
+        return every if self.chosen is None else every[list(self.chosen)]
+
+    def weight(self, a: Axis) -> float:
+        if a != self.k:
+            return super().weight(a)
+        extent = float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
+        return extent / len(self.all_points())
+
+    def _load(self, node: Expr) -> Array:
+        v = np.asarray(super()._load(node))
+        if node.attr.bounds is not None and DTYPES[node.attr.dtype].kind == "int":
+            low, high = (int(self.value(e)) for e in node.attr.bounds)
+            return low + (np.asarray(PLACES)[v.astype(np.int64) % 5] * (high - low)).astype(int)
+        if DTYPES[node.attr.dtype].kind != "float" or not self.hostile:
+            return v
+        v = np.broadcast_to(v, np.broadcast_shapes(v.shape, (self.worlds,))).copy()
+        guard = np.broadcast_to(self.values[node.args[-1]].astype(bool), v.shape)
+        chance = np.abs(v * 9973.0) % 1.0
+        with np.errstate(all="ignore"):
+            for n, special in enumerate(SPECIAL * 2, start=ORDINARY):
+                if n >= ORDINARY + len(SPECIAL) and _seed(node.attr.name, n) % 2:
+                    continue  # in the second half of these worlds, only in some tensors
+                changed = special(v[..., n], chance[..., n])
+                v[..., n] = np.where(guard[..., n], changed, v[..., n])
+        return v
+
+    def rows(self, *arrays: Array) -> list[Array]:
+        """Arrays over all axes as (rows, indices of k); of one column where k does not matter."""
+        joint = np.broadcast_shapes(*(np.shape(a) for a in arrays))
+        position = len(joint) - 1 - self._dim(self.k)
+        result = []
+        for a in arrays:
+            full = np.broadcast_to(np.asarray(a, np.float64), joint)
+            if position >= 0:
+                full = np.moveaxis(full, position, -1)
+            else:
+                full = full[..., None]
+            result.append(full.reshape(-1, full.shape[-1]))
+        return result

@@ -1,0 +1,501 @@
+"""Shift synthesis: how an accumulator moves when a statistic that its body uses changes.
+
+For R_n body(n; s) the law sought is a function U with
+
+    R_n body(n; s_new) = U(R_n body(n; s_old), s_old, s_new, ...)
+
+over a part of the indices. With s_old the statistic so far it rescales an online accumulator; with
+s_old a constant it moves the statistic out of the loop; between partial results it merges them.
+
+Where R is a sum, U is linear in the accumulators: the body at s_new is, index by index, a
+combination of a few bodies at s_old (itself, and products of its factors: auxiliaries, with a sum
+of their own each). Least squares gives the coefficients at sample rows; each is then enumerated
+alone as a term over (s_old, s_new). A maximum or minimum takes the same path with one auxiliary,
+the constant 1, and a positive coefficient. What is not of this form is enumerated whole. Several
+statistics are moved one after another. Nothing is looked up: what is kept is a memory of what was
+found for a body before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from superopt.mugraph.dtypes import is_float
+from superopt.mugraph.expr import (
+    MARKERS,
+    Axis,
+    Expr,
+    Reduction,
+    Symbol,
+    cast,
+    const,
+    is_const,
+    make,
+    op,
+    prior,
+    rebuild,
+    toposort,
+)
+from superopt.mugraph.ops import OPS, identity
+from superopt.mugraph.text import inline
+from superopt.search.fingerprint import Array
+from superopt.search.sample import Sample
+from superopt.search.terms import Alphabet, Chosen, Terms
+
+PREFIX = (0, 2, 3, 5, 6)  # the sampled indices that a loop has met before the statistic changes
+MOST_AUXILIARIES = 3  # of one body
+MOST_FACTORS = 5
+ROWS = 48  # sample rows at which terms are compared
+FEWEST_ROWS = 6
+EXACT = 1e-8  # relative residual of a fit
+INVERSE = {"exp": "log", "exp2": "log2"}
+
+
+@dataclass(frozen=True)
+class Law:
+    """U for one reduction. `update` is over prior(r) and statistics `before` and `after`.
+
+    `terms` are what `update` sums: (accumulator, coefficient); empty where it is no such sum.
+    """
+
+    reduction: Expr
+    statistics: tuple[Expr, ...]
+    update: Expr
+    auxiliaries: tuple[Expr, ...]
+    tried: int
+    terms: tuple[tuple[Expr, Expr], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """`acc*exp(s_old - s_new)`: the update with the accumulator and statistics named so."""
+        names: dict[Expr, Expr] = {prior(self.reduction): _named("acc")}
+        for a in self.auxiliaries:
+            count = is_const(a.args[0], 1.0)
+            names[prior(a)] = _named("count" if count else f"sum({inline(a.args[0], 60)})")
+        for n, s in enumerate(self.statistics):
+            number = str(n) if len(self.statistics) > 1 else ""
+            names[before(s)], names[after(s)] = _named(f"s{number}_old"), _named(f"s{number}_new")
+        return inline(replaced(self.update, names), limit=400)
+
+    def without(self, dropped: frozenset[Expr]) -> Law:
+        """The law with some auxiliaries taken to be zero."""
+        if not dropped or not self.terms:
+            return self
+        left = tuple(t for t in self.terms if t[0] not in dropped)
+        kept = tuple(a for a in self.auxiliaries if a not in dropped)
+        update = combined(left, self.reduction)
+        return Law(self.reduction, self.statistics, update, kept, self.tried, left)
+
+
+def before(s: Expr) -> Expr:
+    """A statistic's old value, in a law."""
+    return make("prior", (s,), "statistic", s.dtype)
+
+
+def after(s: Expr) -> Expr:
+    """A statistic's new value, in a law."""
+    return make("running", (s,), "statistic", s.dtype)
+
+
+def _named(name: str) -> Expr:
+    return make("sym", (), Symbol(name, 0, 0), "f32")
+
+
+def statistics(r: Expr, k: Axis, active: frozenset[Expr]) -> tuple[Expr, ...]:
+    """The largest parts of a reduction's body that do not vary along k and use `active` ones."""
+    found: dict[Expr, None] = {}
+    memo: dict[Expr, bool] = {}
+
+    def uses(e: Expr) -> bool:
+        if e not in memo:
+            memo[e] = e in active or any(uses(a) for a in e.args)
+        return memo[e]
+
+    stack = [r.args[0]]
+    seen = set(stack)
+    while stack:
+        e = stack.pop()
+        if not uses(e):
+            continue
+        if k not in e.free:
+            found[e] = None
+            continue
+        below = [a for a in reversed(e.args) if a not in seen]
+        seen.update(below)
+        stack.extend(below)
+    return tuple(found)
+
+
+def replaced(root: Expr, mapping: dict[Expr, Expr]) -> Expr:
+    """The expression with some nodes replaced, the outermost first; below these it is left."""
+    memo: dict[Expr, Expr] = dict(mapping)
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node in memo or node.op in MARKERS:
+            memo.setdefault(node, node)
+            stack.pop()
+            continue
+        if missing := [a for a in node.args if a not in memo]:
+            stack.extend(missing)
+            continue
+        memo[node] = rebuild(node, tuple(memo[a] for a in node.args))
+        stack.pop()
+    return memo[root]
+
+
+def combined(terms: Sequence[tuple[Expr, Expr]], r: Expr) -> Expr:
+    """The sum of accumulators times coefficients, in the reduction's type."""
+    total: Expr | None = None
+    for accumulator, coefficient in terms:
+        value = prior(accumulator)
+        if is_const(coefficient, 1.0):
+            term = value
+        elif is_const(accumulator.args[0], 1.0) and r.attr.monoid in ("max", "min"):
+            term = coefficient  # the auxiliary 1 of an extreme is no accumulator
+        else:
+            term = op("mul", value, coefficient)
+        total = term if total is None else op("add", total, term)
+    return cast(total if total is not None else const(0, r.dtype), r.dtype)
+
+
+@dataclass
+class Shifts:
+    """Synthesises laws; remembers them by reduction."""
+
+    known: dict[tuple[Expr, Axis, frozenset[Expr]], Law | None] = field(default_factory=dict)
+    tried: int = 0  # terms, over all questions
+
+    def law(self, r: Expr, k: Axis, active: frozenset[Expr]) -> Law | None:
+        """U for reduction r over k, whose body uses the `active` reductions over k; or None."""
+        key = (r, k, active)
+        if key not in self.known:
+            found = _Question(r, k, statistics(r, k, active))
+            self.known[key] = found.answer()
+            self.tried += found.tried
+        return self.known[key]
+
+
+class _Question:
+    """The search for one law."""
+
+    def __init__(self, r: Expr, k: Axis, stats: tuple[Expr, ...]) -> None:
+        self.r, self.k, self.stats = r, k, stats
+        self.tried = 0
+        full = Sample(k)
+        self.all_indices = len(full.all_points())
+        self.prefix = tuple(n for n in PREFIX if n < self.all_indices)
+        bare = full.part(self.prefix, {})
+        self.new = {s: np.asarray(full.value(s), np.float64) for s in stats}
+        self.old = {s: np.asarray(bare.value(s), np.float64) for s in stats}
+        self.samples = [self._state(full, n) for n in range(len(stats) + 1)]
+
+    def _state(self, full: Sample, moved: int) -> Sample:
+        """The prefix where the first `moved` statistics have their new values."""
+        known: dict[Expr, Array] = {}
+        for n, s in enumerate(self.stats):
+            known[s] = self.new[s] if n < moved else self.old[s]
+        return full.part(self.prefix, known)
+
+    def answer(self) -> Law | None:
+        if not self.stats or len(self.prefix) < 2:
+            return None
+        monoid = self.r.attr.monoid
+        if monoid in ("sum", "max", "min") and is_float(self.r.dtype):
+            found = self._linear()
+            if found is not None:
+                return found
+        return self._power() if monoid == "prod" else self._whole()
+
+    # -- laws that are linear in the accumulators -------------------------------------------------
+
+    def _linear(self) -> Law | None:
+        """Move the statistics one by one; every auxiliary used must be moved as well."""
+        extreme = self.r.attr.monoid != "sum"
+        body = self.r.args[0]
+        basis = [body]
+        steps: dict[tuple[Expr, int], dict[Expr, Expr]] = {}
+        work = [body]
+        candidates = [const(1.0, "f32")] if extreme else self._candidates(body)
+        while work:
+            b = work.pop(0)
+            for step in range(len(self.stats)):
+                if extreme and b is not body:
+                    steps[b, step] = {b: const(1.0, "f32")}
+                    continue
+                found = self._step(b, step, basis, candidates)
+                if found is None:
+                    return None
+                steps[b, step] = found
+                fresh = [x for x in found if x not in basis]
+                basis += fresh
+                work += fresh
+                if len(basis) > MOST_AUXILIARIES + 1:
+                    return None
+        return self._composed(body, basis, steps)
+
+    def _composed(
+        self, body: Expr, basis: list[Expr], steps: dict[tuple[Expr, int], dict[Expr, Expr]]
+    ) -> Law:
+        """All steps as one: coefficients of the accumulators before."""
+        state: dict[Expr, dict[Expr, Expr]] = {b: {b: const(1.0, "f32")} for b in basis}
+        for step in range(len(self.stats)):
+            moved: dict[Expr, dict[Expr, Expr]] = {}
+            for b in basis:
+                total: dict[Expr, Expr] = {}
+                for through, coefficient in steps.get((b, step), {b: const(1.0, "f32")}).items():
+                    for source, before in state[through].items():
+                        part = _times(coefficient, before)
+                        total[source] = op("add", total[source], part) if source in total else part
+                moved[b] = total
+            state = moved
+        sums = {b: self.r if b is body else self._sum(b) for b in basis}
+        terms = tuple((sums[b], c) for b, c in state[body].items() if not is_const(c, 0.0))
+        extreme = self.r.attr.monoid != "sum"
+        extra = () if extreme else tuple(a for a, _ in terms if a is not self.r)
+        return Law(self.r, self.stats, combined(terms, self.r), extra, self.tried, terms)
+
+    def _sum(self, body: Expr) -> Expr:
+        spec = Reduction("sum", self.r.attr.axes, None)
+        return make("reduce", (body,), spec, self.r.dtype)
+
+    def _candidates(self, body: Expr) -> list[Expr]:
+        """Products of some of the body's factors that vary along k, smallest first; 1 first."""
+        varying = [f for f in _factors(body) if self.k in f.free][:MOST_FACTORS]
+        found: dict[Expr, None] = {const(1.0, "f32"): None}
+        for count in range(1, len(varying) + 1):
+            for chosen in combinations(varying, count):
+                product = chosen[0]
+                for f in chosen[1:]:
+                    product = op("mul", product, f)
+                found[cast(product, "f32") if product.dtype != "f64" else product] = None
+        return [e for e in found if e is not body]
+
+    def _step(
+        self, b: Expr, step: int, basis: list[Expr], candidates: list[Expr]
+    ) -> dict[Expr, Expr] | None:
+        """b after one statistic has moved, as coefficients of bodies before it moved."""
+        old, new = self.samples[step], self.samples[step + 1]
+        target = new.value(b)
+        own = [x for x in basis if x is not b]
+        extra = [x for x in candidates if x is not b and x not in own]
+        options = [b, *own, *extra]
+        arrays = old.rows(target, *(old.value(x) for x in options), *self._atoms(step)[1])
+        y, columns, atoms = arrays[0], arrays[1 : 1 + len(options)], arrays[1 + len(options) :]
+        for count in range(MOST_AUXILIARIES + 1):
+            for others in combinations(range(1, len(options)), count):
+                used = [0, *others]
+                fitted = _fit(y, [columns[n] for n in used])
+                if fitted is None:
+                    continue
+                rows, values = fitted
+                terms = self._terms(step, [a[rows, 0] for a in atoms], list(values.T))
+                if terms is None:
+                    continue
+                named = dict(zip([options[n] for n in used], terms, strict=True))
+                if self.r.attr.monoid != "sum" and (values[:, 0] < 0).any():
+                    return None  # a maximum of the negated body would be a minimum
+                return {x: c for x, c in named.items() if not is_const(c, 0.0)}
+        return None
+
+    # -- coefficients as terms --------------------------------------------------------------------
+
+    def _atoms(self, step: int) -> tuple[list[Expr], list[Array]]:
+        """What coefficients are made of: the statistic before and after, others, parameters."""
+        s = self.stats[step]
+        exprs: list[Expr] = [before(s), after(s)]
+        values: list[Array] = [self.old[s], self.new[s]]
+        if is_float(s.dtype):
+            exprs.append(op("sub", before(s), after(s)))
+            with np.errstate(all="ignore"):
+                values.append(self.old[s] - self.new[s])
+        for n, other in enumerate(self.stats):
+            if n != step:
+                exprs.append(after(other) if n < step else before(other))
+                values.append(self.new[other] if n < step else self.old[other])
+        for p in self._parameters():
+            exprs.append(p)
+            values.append(np.asarray(self.samples[0].value(p), np.float64))
+        return exprs, values
+
+    def _parameters(self) -> list[Expr]:
+        """Loads that the body uses beside its statistics and that do not vary along k."""
+        inner = replaced(self.r.args[0], {s: after(s) for s in self.stats})
+        found = [
+            e
+            for e in _outside_markers(inner)
+            if e.op in ("load", "cast") and is_float(e.dtype) and self.k not in e.free
+        ]
+        loads = [e for e in found if e.op == "load"]
+        widened = [e for e in found if e.op == "cast" and e.args[0] in loads]
+        return [*widened, *(e for e in loads if all(w.args[0] is not e for w in widened))][:2]
+
+    def _terms(self, step: int, atoms: list[Array], targets: list[Array]) -> list[Expr] | None:
+        exprs, _ = self._atoms(step)
+        rows = _spread(atoms, targets)
+        if rows is None:
+            return None
+        alphabet = self._alphabet(step, exprs, [a[rows] for a in atoms])
+        search = Terms(alphabet)
+        first, *others = (t[rows] for t in targets)
+        with np.errstate(all="ignore"):  # a coefficient is often a simple multiple of the first
+            ratios = [t / first for t in others]
+        found = search.find([first, *others, *(r for r in ratios if np.isfinite(r).all())])
+        self.tried += search.tried
+        count = len(targets)
+        terms = found[:count]
+        if found[0] is not None and len(found) == 2 * count - 1:
+            scaled = (None if f is None else _times(found[0], f) for f in found[count:])
+            terms = [found[0], *(a or b for a, b in zip(found[1:count], scaled, strict=True))]
+        return None if any(t is None for t in terms) else [t for t in terms if t is not None]
+
+    def _alphabet(self, step: int, exprs: list[Expr], values: list[Array]) -> Alphabet:
+        body = _outside_markers(self.r.args[0])
+        names = {e.op for e in body if e.op in OPS and OPS[e.op].arity == 1 and is_float(e.dtype)}
+        names |= {INVERSE[n] for n in names if n in INVERSE}
+        numbers = {float(e.attr) for e in body if e.op == "const" and is_float(e.dtype)}
+        constants = [0.0, 1.0, 2.0, *sorted(n for n in numbers if np.isfinite(n))[:3]]
+        width = len(values[0])
+        atoms = list(zip(exprs, values, strict=True))
+        atoms += [(const(n, "f32"), np.full(width, n)) for n in dict.fromkeys(constants)]
+        return Alphabet(atoms, sorted(names - {"neg"}), self._choices(step, values))
+
+    def _choices(self, step: int, values: list[Array]) -> list[Chosen]:
+        """`where(the statistic has not changed, t, neutral)`, where the body compares."""
+        body = _outside_markers(self.r.args[0])
+        if not any(e.op == "where" or e.dtype == "bool" for e in body):
+            return []
+        s = self.stats[step]
+        condition = op("eq", before(s), after(s))
+        if is_float(s.dtype):
+            condition = op("or", condition, op("isnan", before(s)))
+        neutral = {float(identity(self.r.attr.monoid, self.r.dtype)), 0.0}
+        neutral |= {float(e.attr) for e in body if e.op == "const" and e.dtype == self.r.dtype}
+        holds = (values[0] == values[1]) | np.isnan(values[0])
+        return [Chosen(condition, holds, const(n, self.r.dtype)) for n in sorted(neutral)]
+
+    # -- other laws -------------------------------------------------------------------------------
+
+    def _power(self) -> Law | None:
+        """A product whose body is scaled by c: the accumulator times c to the count's power."""
+        count = self._sum(const(1.0, "f32"))
+        update = prior(self.r)
+        for step in range(len(self.stats)):
+            body = self.r.args[0]
+            found = self._step(body, step, [body], [])
+            if found is None:
+                return None
+            update = op("mul", update, op("pow", found[body], prior(count)))
+        return Law(self.r, self.stats, update, (count,), self.tried)
+
+    def _whole(self) -> Law | None:
+        """U enumerated as a term of the accumulator itself, one statistic after another."""
+        update = prior(self.r)
+        for step in range(len(self.stats)):
+            old, new = (self.samples[n].value(self._bare()) for n in (step, step + 1))
+            exprs, values = self._atoms(step)
+            flat = self.samples[0].rows(new, old, *values)
+            target, known = flat[0][:, 0], [a[:, 0] for a in flat[1:]]
+            rows = _spread(known, [target])
+            if rows is None or len(np.unique(target[rows])) < FEWEST_ROWS:
+                return None
+            alphabet = self._alphabet(step, exprs, [a[rows] for a in known[1:]])
+            alphabet.atoms.insert(0, (prior(self.r), known[0][rows]))
+            search = Terms(alphabet)
+            (found,) = search.find([target[rows]])
+            self.tried += search.tried
+            if found is None or prior(self.r) not in toposort(found):
+                return None
+            update = replaced(found, {prior(self.r): update})
+        return Law(self.r, self.stats, cast(update, self.r.dtype), (), self.tried)
+
+    def _bare(self) -> Expr:
+        return make("reduce", self.r.args, Reduction(*_spec(self.r), None), self.r.dtype)
+
+
+def _spec(r: Expr) -> tuple[str, tuple[Axis, ...]]:
+    return r.attr.monoid, r.attr.axes
+
+
+def _times(a: Expr, b: Expr) -> Expr:
+    return b if is_const(a, 1.0) else a if is_const(b, 1.0) else op("mul", a, b)
+
+
+def _outside_markers(root: Expr) -> list[Expr]:
+    found: dict[Expr, None] = {}
+    stack = [root]
+    while stack:
+        e = stack.pop()
+        if e not in found:
+            found[e] = None
+            stack.extend(() if e.op in MARKERS else e.args)
+    return list(found)
+
+
+def _factors(e: Expr) -> Iterator[Expr]:
+    """What a body multiplies; a square is its operand twice."""
+    match e.op:
+        case "mul":
+            yield from _factors(e.args[0])
+            yield from _factors(e.args[1])
+        case "square":
+            yield from _factors(e.args[0])
+            yield from _factors(e.args[0])
+        case "div":
+            yield from _factors(e.args[0])
+        case "neg":
+            yield from _factors(e.args[0])
+        case "cast" if is_float(e.args[0].dtype) and e.args[0].op != "load":
+            yield from _factors(e.args[0])
+        case _:
+            yield e
+
+
+def _fit(y: Array, columns: list[Array]) -> tuple[Array, Array] | None:
+    """Coefficients of columns that give y, row by row; None where some row has none.
+
+    Rows with values that are not finite, or too few to tell the coefficients, are left out.
+    """
+    width = y.shape[1]
+    x = np.stack([np.broadcast_to(c, y.shape) for c in columns], axis=-1)
+    if width < x.shape[-1] + 1:
+        return None
+    finite = np.isfinite(y).all(axis=1) & np.isfinite(x).all(axis=(1, 2))
+    rows = np.flatnonzero(finite)
+    if len(rows) < FEWEST_ROWS:
+        return None
+    x, y = x[rows], y[rows]
+    size = np.abs(x).max(axis=1, keepdims=True)
+    usable = (size > 1e-100).all(axis=(1, 2)) & (size < 1e100).all(axis=(1, 2))
+    rows, x, y, size = rows[usable], x[usable], y[usable], size[usable]
+    if len(rows) < FEWEST_ROWS:
+        return None
+    u, s, vt = np.linalg.svd(x / size, full_matrices=False)
+    clear = s[:, -1] > 1e-5 * s[:, 0]
+    if clear.sum() < FEWEST_ROWS:
+        return None
+    u, s, vt, y = u[clear], s[clear], vt[clear], y[clear]
+    projected = np.einsum("rkm,rk->rm", u, y)
+    left = y - np.einsum("rkm,rm->rk", u, projected)
+    scale = np.abs(y).max(axis=1) + np.abs(projected).max(axis=1)
+    if (np.abs(left).max(axis=1) > EXACT * scale).any():
+        return None
+    values = np.einsum("rmc,rm->rc", vt, projected / s) / size[clear][:, 0, :]
+    return rows[clear], values
+
+
+def _spread(atoms: list[Array], targets: list[Array]) -> Array | None:
+    """Up to ROWS sample rows where all is finite, evenly over those there are."""
+    fine = np.ones(len(targets[0]), bool)
+    for a in (*atoms, *targets):
+        fine &= np.isfinite(a)
+    rows = np.flatnonzero(fine)
+    if len(rows) < FEWEST_ROWS:
+        return None
+    rng = np.random.default_rng(0)
+    picked = rng.choice(rows, size=min(ROWS, len(rows)), replace=False)
+    return np.asarray(np.sort(picked))
