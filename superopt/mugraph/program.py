@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from superopt.errors import IllFormed
 from superopt.mugraph.expr import BINDERS, Axis, Expr, Symbol, Tensor, axis, find, toposort
@@ -111,11 +112,11 @@ class Branch:
     def role(self, a: Axis) -> str:
         return self.by_name[a.name]
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, str]:
         return dict(self.roles)
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """All axes: the stores' own in their order, then bound ones in the order met."""
         found: dict[Axis, None] = {}

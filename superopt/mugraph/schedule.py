@@ -83,6 +83,7 @@ class _Scheduler:
         self.looped = {a for a in branch.axes if branch.role(a) == "loop"}
         self.groups = online_groups(branch)
         self._turns: dict[Expr, frozenset[Axis]] = {}
+        self._needs: dict[object, list[Expr]] = {}
 
     def turns(self, root: Expr) -> frozenset[Axis]:
         """The axes along which a value changes: its own, and loops whose accumulators it reads."""
@@ -113,6 +114,12 @@ class _Scheduler:
 
     def needs(self, goal: Goal, inside: Axis | None) -> list[Expr]:
         """What a goal uses from this scope: all of its operands that do not vary along `inside`."""
+        key = (goal if isinstance(goal, Store) else self.members(goal), inside)
+        if key not in self._needs:
+            self._needs[key] = self._needed(goal, inside)
+        return self._needs[key]
+
+    def _needed(self, goal: Goal, inside: Axis | None) -> list[Expr]:
         if isinstance(goal, Store):
             roots = [goal.value, *goal.indices]
         else:

@@ -40,7 +40,7 @@ from superopt.search.partition import candidates, cuts, temporary
 from superopt.search.rules import Saturation, saturate
 from superopt.search.space import Exhaustive, Found, Sizes, Space, Target
 
-WORTH_KEEPING = 1.5  # times the uncut program's time: what takes longer is not worth a place
+WORTH_KEEPING = 1.1  # times the uncut program's time: what takes longer is not worth a place
 ALIKE = 3  # candidates kept that compute the same values: a check that refuses one refuses all
 SAME = 1.05  # two µGraphs whose predictions differ by less are not worth two kernels
 

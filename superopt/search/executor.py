@@ -120,12 +120,11 @@ def decode(data: dict[str, Any]) -> Result:
 
 def run_task(space: Space, task: Task, sizes: Sequence[Sizes]) -> Result:
     """Search one cut at every size. Counts are the task's own, whatever ran before it here."""
-    space.counts, space.assigned, space.configured = Counts(), 0, 0
     space.forget()
     found = [f for s in sizes for f in space.search_cut(task, s)]
-    refused = {inline(t): e for t, e in space.refused.items()}
-    laws = dict(space.laws)
-    return Result(task, found, space.counts, space.assigned, space.configured, refused, laws)
+    done = space.tally
+    refused = {inline(t): e for t, e in done.refused.items()}
+    return Result(task, found, done.counts, done.assigned, done.configured, refused, done.laws)
 
 
 # -- the pool -----------------------------------------------------------------------------------

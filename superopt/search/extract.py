@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from superopt.mugraph.dtypes import DTYPES, is_float
-from superopt.mugraph.expr import Axis, Expr, cast, const, op, reduce, toposort
+from superopt.mugraph.expr import Axis, Expr, cast, const, op, rebuild, reduce, toposort
 from superopt.mugraph.ops import OPS
 from superopt.search.egraph import EGraph, ENode
 from superopt.search.fingerprint import Accuracy
@@ -122,6 +122,7 @@ class Extractor:
     counts: Counts = field(default_factory=Counts)
     terms: dict[int, list[Expr]] = field(default_factory=dict)
     accurate: dict[int, Expr] = field(default_factory=dict)  # the cheapest accurate term
+    class_of: dict[Expr, int] = field(default_factory=dict)
 
     def run(self, targets: list[int], rounds: int = 24) -> None:
         """Enumerate until no class's terms change; only classes below the targets."""
@@ -139,6 +140,16 @@ class Extractor:
             stale = {c for c in classes if children[c] & changed}
             if not stale:
                 return
+
+    def unified(self, term: Expr) -> Expr:
+        """The term with one form only of every class that it uses: the first of each."""
+        chosen: dict[int, Expr] = {}
+        done: dict[Expr, Expr] = {}
+        for node in toposort(term):
+            new = rebuild(node, tuple(done[a] for a in node.args))
+            c = self.class_of.get(node)
+            done[node] = new if c is None else chosen.setdefault(c, new)
+        return done[term]
 
     def _below(self, targets: list[int]) -> list[int]:
         g = self.graph
@@ -174,6 +185,7 @@ class Extractor:
         self.counts.dominated += len(found) - len(best)
         self.counts.kept += len(best)
         self.terms[c] = best
+        self.class_of.update(dict.fromkeys(best, c))
         return True
 
     def _front(self, c: int, ordered: list[Expr]) -> list[Expr]:

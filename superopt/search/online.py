@@ -29,6 +29,7 @@ from superopt.mugraph.expr import (
     make,
     online,
     op,
+    plain_of,
     prior,
     rebuild,
     reduce,
@@ -49,7 +50,9 @@ from superopt.search.fingerprint import (
 from superopt.search.sample import ORDINARY, Sample
 from superopt.search.shift import Law, Shifts, after, before, combined, replaced
 
-TILES = ((0,), (1, 2), (3, 4, 5), (6, 7))  # the sampled indices, as a loop may meet them
+Tiles = tuple[tuple[int, ...], ...]
+TILES: Tiles = ((0,), (1, 2), (3, 4, 5), (6, 7))  # the sampled indices, as a loop may meet them
+HALVES: tuple[Tiles, ...] = (TILES[:2], TILES[2:])
 MOST_SUBSETS = 16  # of auxiliaries that are tried to be zero
 CLOSE = 1e-6  # of float64 runs of the loop and of the plain reductions
 
@@ -80,10 +83,14 @@ STYLES = tuple(
 
 @dataclass(frozen=True)
 class Form:
-    """Stores with online reductions, and the laws behind them."""
+    """Stores with online reductions, and the laws behind them.
+
+    `splits`: parts of the loop's range, each run on its own, can be merged by the same updates.
+    """
 
     stores: tuple[Store, ...]
     laws: tuple[Law, ...]
+    splits: bool
 
 
 @dataclass
@@ -349,14 +356,22 @@ def _checked(stores: tuple[Store, ...], k: Axis, laws: tuple[Law, ...]) -> Itera
     extras = list(dict.fromkeys(a for law in laws for a in law.auxiliaries))
     dims: dict[Axis, int] = {}  # one order of axes, so that values compare
     wanted = [np.asarray(Sample(k, dims=dims).value(s.value), np.float64) for s in stores]
+    found = False
     subsets = [frozenset(d) for n in range(len(extras), -1, -1) for d in combinations(extras, n)]
     for strict, dropped, style in product((True, False), subsets[:MOST_SUBSETS], STYLES):
         form = built(stores, k, laws, style, dropped)
         if form is None:
             continue
-        pairs = zip(form.stores, wanted, strict=True)
-        if all(agrees(run(s.value, Sample(k, dims=dims)), w, strict) for s, w in pairs):
-            yield form
+        pairs = list(zip(form.stores, wanted, strict=True))
+        if not all(agrees(run(s.value, Sample(k, dims=dims)), w, strict) for s, w in pairs):
+            continue
+        splits = all(
+            agrees(run(s.value, Sample(k, dims=dims), HALVES), w, strict) for s, w in pairs
+        )
+        if splits or not found:
+            yield replace(form, splits=splits)
+            found = True
+        if splits:
             return
 
 
@@ -372,7 +387,7 @@ def built(
     builder = _Builder(k, {r: own[r] for r in used}, style)
     values = {r: builder.final(r) for r in used}
     new = tuple(replace(s, value=replaced(s.value, values)) for s in stores)
-    return Form(new, tuple(own[r] for r in used)) if new != stores else None
+    return Form(new, tuple(own[r] for r in used), False) if new != stores else None
 
 
 def _reached(stores: tuple[Store, ...], k: Axis, laws: dict[Expr, Law]) -> list[Expr]:
@@ -406,30 +421,51 @@ def _required(want: Array, strict: bool) -> np.ndarray[tuple[int, ...], np.dtype
     return np.isfinite(want) | ordinary | strict
 
 
-def run(value: Expr, full: Sample) -> Array:
-    """The value where the loop over the sample's axis meets its indices tile by tile."""
+def run(value: Expr, full: Sample, parts: tuple[Tiles, ...] = (TILES,)) -> Array:
+    """The value where loops over parts of the sample's axis meet its indices tile by tile."""
     nodes = toposort(value)
     forms = {n.args[0]: n for n in nodes if n.op == "online"}
     marked = {n.args[0] for n in nodes if n.op in ("running", "prior")}
     group = sorted({*forms, *marked}, key=lambda e: e.size)
     group = [forms.get(p, p) for p in group]
+    states = [_looped(group, full, tiles) for tiles in parts]
+    state = states[0] if len(states) == 1 else _merged(group, full, states)
+    for g in group:
+        full.values[g] = state[plain_of(g)]
+    return full.value(value)
+
+
+State = dict[Expr, Array]  # the accumulators by the reductions that they are
+
+
+def _looped(group: list[Expr], full: Sample, tiles: Tiles) -> State:
     indices = len(full.all_points())
-    state: dict[Expr, Array] = {_plain(g): _start(g, full) for g in group}
-    for tile in TILES:
+    state: State = {plain_of(g): _start(g, full) for g in group}
+    for tile in tiles:
         chosen = tuple(n for n in tile if n < indices)
         if not chosen:
             break
         known: dict[Expr, Array] = {prior(p): v for p, v in state.items()}
         part = full.part(chosen, known)
         for g in group:
-            state[_plain(g)] = part.values[running(_plain(g))] = _turn(g, part)
+            state[plain_of(g)] = part.values[running(plain_of(g))] = _turn(g, part)
+    return state
+
+
+def _merged(group: list[Expr], full: Sample, states: list[State]) -> State:
+    """The accumulators of parts joined: each moved to the statistics of all, then combined."""
+    total: State = {}
     for g in group:
-        full.values[g] = state[_plain(g)]
-    return full.value(value)
-
-
-def _plain(g: Expr) -> Expr:
-    return g.args[0] if g.op == "online" else g
+        joined = _start(g, full)
+        for state in states:
+            known = {prior(p): v for p, v in state.items()}
+            known |= {running(p): v for p, v in total.items()}
+            view = full.part((0,), known)
+            moved = view.value(g.args[2]) if g.op == "online" else state[g]
+            with np.errstate(all="ignore"):
+                joined = OPS[MONOIDS[g.attr.monoid].combine].numpy(joined, moved)
+        total[plain_of(g)] = np.asarray(joined)
+    return total
 
 
 def _start(g: Expr, full: Sample) -> Array:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, product
 from math import prod
 
 from superopt.cost_model.configs import Ranked, ranked, size_of_space
@@ -23,6 +23,7 @@ from superopt.mugraph.program import (
     Store,
     illegal,
 )
+from superopt.search.division import divide as divided
 from superopt.search.egraph import EGraph
 from superopt.search.exhaustive import LARGEST, Exhausted, enumerate_all, operators
 from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
@@ -68,6 +69,32 @@ class Exhaustive:
 
 
 @dataclass
+class Tally:
+    """What a task looked at: the same where an earlier task had done the work."""
+
+    counts: Counts = field(default_factory=Counts)
+    assigned: int = 0  # role assignments looked at
+    models: dict[object, int] = field(default_factory=dict)  # configurations predicted for each
+    refused: dict[Expr, float] = field(default_factory=dict)  # inaccurate terms and their errors
+    laws: dict[str, int] = field(default_factory=dict)  # shifts in use, terms tried for each
+    parts: dict[object, None] = field(default_factory=dict)  # tallies that this one includes
+
+    @property
+    def configured(self) -> int:
+        return sum(self.models.values())
+
+    def include(self, key: object, other: Tally) -> None:
+        if key in self.parts:
+            return
+        self.parts[key] = None
+        self.counts.add(other.counts)
+        self.assigned += other.assigned
+        self.models.update(other.models)
+        self.refused.update(other.refused)
+        self.laws.update(other.laws)
+
+
+@dataclass
 class Space:
     """A program's e-graph and outputs, and the machine for which it is searched."""
 
@@ -78,14 +105,12 @@ class Space:
     accuracy: LoopAccuracy
     exhaustive: Exhaustive | None = None
     allow_unsafe: bool = False
-    refused: dict[Expr, float] = field(default_factory=dict)  # inaccurate terms and their errors
-    counts: Counts = field(default_factory=Counts)
     online: Online = field(default_factory=Online)
-    laws: dict[str, int] = field(default_factory=dict)  # shifts in use, terms tried for each
-    assigned: int = 0  # role assignments looked at
-    configured: int = 0  # configurations predicted
-    _grouped: dict[object, list[tuple[float, Branch]]] = field(default_factory=dict)
-    _models: dict[object, Ranked] = field(default_factory=dict)
+    tally: Tally = field(default_factory=lambda: Tally())  # of the task at hand
+    _grouped: dict[object, tuple[list[tuple[float, Branch]], Tally]] = field(default_factory=dict)
+    _models: dict[object, tuple[Ranked, int]] = field(default_factory=dict)
+    _pairs: dict[object, tuple[tuple[Branch, Branch] | None, Tally]] = field(default_factory=dict)
+    _splittable: dict[Branch, Branch] = field(default_factory=dict)  # online -> what may be split
     _terms_of: dict[int, Expr] = field(default_factory=dict)
     _uses: dict[object, set[int] | None] = field(default_factory=dict)
 
@@ -98,40 +123,52 @@ class Space:
             grouped = [self._groups(stage, known, sizes, separate) for stage, known in stages]
             if any(not options for stage in grouped for options in stage):
                 continue
-            for pick in _variants(grouped):
+            for number, pick in enumerate(_variants(grouped)):
                 for apart in (False, True):
-                    if (f := self._assemble(pick, sizes, apart)) is not None:
-                        yield f
+                    for divide in (False, True)[: 1 if number else 2]:
+                        if (f := self._assemble(pick, sizes, apart, divide)) is not None:
+                            yield f
                     if all(len(stage) == 1 for stage in pick):
                         break  # one branch a stage: nothing to part
             if all(len(stage) == 1 for stage, _ in stages):
                 return
 
     def _assemble(
-        self, pick: Sequence[Sequence[Branch]], sizes: Sizes, apart: bool
+        self, pick: Sequence[Sequence[Branch]], sizes: Sizes, apart: bool, divide: bool
     ) -> Found | None:
-        """A µGraph of chosen branches: a stage's in one kernel, or a kernel each."""
+        """A µGraph of chosen branches: a stage's in one kernel, or a kernel each.
+
+        `divide`: split reductions over programs where that pays; None where it pays nowhere.
+        """
         kernels: list[Kernel] = []
         configs: list[Config] = []
         parts: list[Prediction] = []
-        for stage in pick:
-            for branch_set in [(b,) for b in stage] if apart else [tuple(stage)]:
-                options = self._ranked(branch_set, sizes)
-                if not options:
-                    return None
-                kernels.append(Kernel(f"k{len(kernels)}", branch_set))
-                configs.append(options[0][0])
-                parts.append(options[0][1])
+        chosen = [b for stage in pick for b in ([(b,) for b in stage] if apart else [tuple(stage)])]
+        launches = [part for b in chosen for part in (self._launches(b, sizes) if divide else (b,))]
+        if divide and len(launches) == len(chosen):
+            return None
+        for branch_set in launches:
+            options = self._ranked(branch_set, sizes)
+            if not options:
+                return None
+            kernels.append(Kernel(f"k{len(kernels)}", branch_set))
+            configs.append(options[0][0])
+            parts.append(options[0][1])
         p = self.program
         graph = KernelGraph(p.name, p.inputs, tuple(kernels), p.outputs)
         return Found(graph, sizes, tuple(configs), tuple(parts))
 
+    def _launches(
+        self, branches: tuple[Branch, ...], sizes: Sizes
+    ) -> tuple[tuple[Branch, ...], ...]:
+        if len(branches) > 1 or not self._ranked(branches, sizes):
+            return (branches,)
+        pair = self._divided(branches[0], sizes)
+        return (branches,) if pair is None else ((pair[0],), (pair[1],))
+
     def forget(self) -> None:
-        """Start a task from nothing, so that its counts do not depend on what ran before it."""
-        self.refused.clear()
-        self.laws.clear()
-        self._grouped.clear()
-        self._models.clear()
+        """Start a task's tally; what earlier tasks computed stays known."""
+        self.tally = Tally()
 
     # -- stages ---------------------------------------------------------------------------------
 
@@ -222,10 +259,10 @@ class Space:
         self, roots: tuple[int, ...], split: frozenset[Axis], given: Mapping[int, Expr]
     ) -> list[list[Expr]]:
         """Terms at nominal sizes, for planning: their results are kept, so they are not counted."""
-        counts, self.counts = self.counts, Counts()
+        tally, self.tally = self.tally, Tally()
         exhaustive, self.exhaustive = self.exhaustive, None
         terms = self._terms(roots, split, given, dict(self._nominal_sizes()))
-        self.counts, self.exhaustive = counts, exhaustive
+        self.tally, self.exhaustive = tally, exhaustive
         return terms
 
     def _nominal_sizes(self) -> Sizes:
@@ -262,8 +299,9 @@ class Space:
         coster = Coster(volume, weights)
         extractor = Extractor(self.graph, coster, given, self.accuracy)
         extractor.run(list(roots))
-        self.counts.add(extractor.counts)
+        self.tally.counts.add(extractor.counts)
         terms = [extractor.terms.get(self.graph.find(r), []) for r in roots]
+        terms = [_ordered([*t, *map(extractor.unified, t)], coster)[:KEEP] for t in terms]
         if self.exhaustive is not None and not given:
             terms = [self._without_guide(t, coster) for t in terms]
         return terms
@@ -280,7 +318,7 @@ class Space:
         done = enumerate_all(self.graph, guided[0], coster, bound, self.exhaustive.deadline)
         self.exhaustive.runs.append(done)
         merged = dict.fromkeys([*guided, *done.terms])
-        return sorted(merged, key=lambda t: (coster(t), t.size, t.digest))[:KEEP]
+        return _ordered(merged, coster)[:KEEP]
 
     # -- kernels --------------------------------------------------------------------------------
 
@@ -302,15 +340,19 @@ class Space:
         """Branches that compute a group of stores, fastest predicted first."""
         key = (tuple(t.number for t in group), tuple(t.shape for t in group), tuple(given), sizes)
         if key not in self._grouped:
+            outer, self.tally = self.tally, Tally()
             found = []
             for branch in dict.fromkeys(self._branches(group, given, sizes)):
-                self.assigned += 1
+                self.tally.assigned += 1
                 configs = self._ranked((branch,), sizes)
                 if configs:
                     found.append((configs[0][1].time_us, branch))
             found.sort(key=lambda f: (round(f[0], 4), _text(f[1])))
-            self._grouped[key] = found[:VARIANTS]
-        return self._grouped[key]
+            self._grouped[key] = found[:VARIANTS], self.tally
+            self.tally = outer
+        best, tally = self._grouped[key]
+        self.tally.include(key, tally)
+        return best
 
     def _branches(
         self, group: tuple[Target, ...], given: Mapping[int, Expr], sizes: Sizes
@@ -337,21 +379,48 @@ class Space:
 
     def _one_pass(self, branch: Branch) -> Iterator[Branch]:
         """The branch with fewer passes over its looped axes, where shifts are found for that."""
-        stores = branch.stores
+        stores = robust = branch.stores
         for name, role in branch.roles:
             if role != "loop":
                 continue
             k = next(a for a in branch.axes if a.name == name)
-            for form in self.online.forms(stores, k):
-                if not self._as_accurate(form, stores, k):
-                    continue
-                stores = form.stores
-                self.laws.update({law.text: law.tried for law in form.laws})
-                break
+            forms = [f for f in self.online.forms(stores, k) if self._as_accurate(f, stores, k)]
+            if forms:
+                robust = forms[-1].stores if forms[-1].splits else robust
+                stores = forms[0].stores
+                self.tally.laws.update({law.text: law.tried for law in forms[0].laws})
         if stores is not branch.stores:
             online = replace(branch, stores=stores)
             if illegal(online) is None:
+                self._splittable[online] = replace(branch, stores=robust)
                 yield online
+
+    def _divided(self, branch: Branch, sizes: Sizes) -> tuple[Branch, Branch] | None:
+        """The branch as a kernel a part and one that merges, if that is predicted to be faster."""
+        key = (branch, sizes)
+        if key not in self._pairs:
+            outer, self.tally = self.tally, Tally()
+            self._pairs[key] = self._best_split(branch, sizes), self.tally
+            self.tally = outer
+        pair, tally = self._pairs[key]
+        self.tally.include(key, tally)
+        return pair
+
+    def _best_split(self, branch: Branch, sizes: Sizes) -> tuple[Branch, Branch] | None:
+        (_, whole), *_ = self._ranked((branch,), sizes)
+        best, least = None, whole.time_us
+        source = self._splittable.get(branch, branch)
+        looped = [a for a in source.axes if source.role(a) == "loop"]
+        for k, parts in product(looped, _parts(whole.programs, int(self.profile.multiprocessors))):
+            pair = divided(source, k, parts)
+            if pair is None:
+                continue
+            self.tally.assigned += 1
+            ranks = [self._ranked((b,), sizes) for b in pair]
+            time = sum(r[0][1].time_us for r in ranks) if all(ranks) else float("inf")
+            if time < least:
+                best, least = pair, time
+        return best
 
     def _as_accurate(self, form: Form, stores: tuple[Store, ...], k: Axis) -> bool:
         """Whether a form loses no precision against the plain one; noted where it does."""
@@ -360,7 +429,7 @@ class Space:
         for new, old in zip(form.stores, stores, strict=True):
             errors = self.accuracy.loop_errors(new.value, k)
             if not within(errors, self.accuracy.loop_errors(old.value, k)).all():
-                self.refused[new.value] = float(errors.max())
+                self.tally.refused[new.value] = float(errors.max())
                 return False
         return True
 
@@ -374,7 +443,7 @@ class Space:
             return terms
         verdicts = list(zip(terms, self.accuracy.as_good(terms, target.written), strict=True))
         lossy = [t for t, safe in verdicts if not safe]
-        self.refused.update({t: float(self.accuracy.errors(t).max()) for t in lossy})
+        self.tally.refused.update({t: float(self.accuracy.errors(t).max()) for t in lossy})
         kept = [t for t, safe in verdicts if safe]
         return kept if cut else [*kept, target.written]
 
@@ -397,13 +466,24 @@ class Space:
         key = (branch_set, sizes)
         if key not in self._models:
             model = KernelModel(Kernel("k", branch_set), dict(sizes), self.profile)
-            self._models[key] = ranked(model)
-            self.configured += size_of_space(model)
-        return self._models[key]
+            self._models[key] = ranked(model), size_of_space(model)
+        options, size = self._models[key]
+        self.tally.models[key] = size
+        return options
+
+
+def _parts(programs: int, multiprocessors: int) -> list[int]:
+    """Into how many parts a reduction may be split so that its programs fill the machine."""
+    wanted = multiprocessors / max(programs, 1)
+    return [p for p in (2, 4, 8, 16, 32, 64) if wanted / 2 <= p <= 4 * wanted and programs * p > 1]
 
 
 def _stored(value: Expr, dtype: str) -> Expr:
     return cast(value, dtype) if is_float(dtype) or value.dtype != dtype else value
+
+
+def _ordered(terms: Iterable[Expr], cost: Coster) -> list[Expr]:
+    return sorted(dict.fromkeys(terms), key=lambda t: (cost(t), t.size, t.digest))
 
 
 def _choices(terms: list[list[Expr]]) -> Iterator[tuple[Expr, ...]]:
