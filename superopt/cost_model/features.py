@@ -2,19 +2,21 @@
 
 Counts are exact for the µGraph (masked lanes of loads and stores are not requested); tile padding
 counts as work for arithmetic, as the machine does it. Tile sizes are numpy arrays, an element a
-configuration, so that a whole space of configurations is counted at once.
+configuration, so that a whole space of configurations is counted at once. Of a loop the tiles are
+counted that its bounds leave, on average over the programs; bounds from data leave all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from superopt.mugraph import index as ix
+from superopt.mugraph.bounds import Bounds, loop_bounds
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import BINDERS, Axis, Expr, Tensor, body_of
 from superopt.mugraph.expr import axis as ix_axis
@@ -27,6 +29,17 @@ Sizes = Mapping[str, int]
 Numbers = NDArray[np.float64]  # an element a configuration
 
 
+class Context(tuple[Axis, ...]):
+    """The axes looped around something, outermost first; `bounds` of each loop, None for all."""
+
+    bounds: tuple[Bounds | None, ...] = ()
+
+    def inside(self, a: Axis, bounds: Bounds | None) -> Context:
+        inner = Context((*self, a))
+        inner.bounds = (*self.bounds, bounds)
+        return inner
+
+
 @dataclass(frozen=True)
 class Access:
     """A load or store: how many elements of which tensor, inside which loops."""
@@ -34,7 +47,7 @@ class Access:
     tensor: Tensor
     node: Expr | Store
     free: frozenset[Axis]
-    context: tuple[Axis, ...]
+    context: Context
     is_store: bool
 
 
@@ -44,7 +57,7 @@ class Work:
 
     amount: float  # operations a lane (a dot: flops a multiply)
     free: frozenset[Axis]
-    context: tuple[Axis, ...]
+    context: Context
     dot: Dot | None = None
     special: int = 0  # of which evaluations by the special-function unit
 
@@ -82,14 +95,12 @@ def features(branch: Branch) -> Features:
     """Walk the branch's schedule once."""
     out = Features(branch)
     items = schedule(branch)
-    _walk(items, (), out, set())
+    _walk(items, Context(), out, set())
     out.passes = sum(isinstance(i, Loop) for i in items)
     return out
 
 
-def _walk(
-    items: tuple[Item, ...], context: tuple[Axis, ...], out: Features, fused: set[Expr]
-) -> None:
+def _walk(items: tuple[Item, ...], context: Context, out: Features, fused: set[Expr]) -> None:
     for item in items:  # a dot's product is part of the dot: find dots first
         nodes = item.reductions if isinstance(item, Loop) else ()
         if isinstance(item, Compute) and item.value.op == "reduce":
@@ -99,7 +110,7 @@ def _walk(
                 fused.add(core(body_of(node)))
     for item in items:
         if isinstance(item, Loop):
-            inner = (*context, item.axis)
+            inner = context.inside(item.axis, loop_bounds(out.branch, item))
             dotted = any(dot_of(out.branch, node) is not None for node in item.reductions)
             online = any(node.op == "online" for node in item.reductions)
             for node in item.reductions:
@@ -117,7 +128,7 @@ def _walk(
             _compute(item.value, context, out, fused)
 
 
-def _compute(node: Expr, context: tuple[Axis, ...], out: Features, fused: set[Expr]) -> None:
+def _compute(node: Expr, context: Context, out: Features, fused: set[Expr]) -> None:
     if node.op == "load":
         out.accesses.append(Access(node.attr, node, node.free, context, False))
     elif node.op in BINDERS:
@@ -127,7 +138,7 @@ def _compute(node: Expr, context: tuple[Axis, ...], out: Features, fused: set[Ex
         out.work.append(Work(row.cost, node.free, context, None, row.special))
 
 
-def _reduction(node: Expr, context: tuple[Axis, ...], out: Features) -> None:
+def _reduction(node: Expr, context: Context, out: Features) -> None:
     dot = dot_of(out.branch, node)
     free = body_of(node).free | frozenset(node.attr.axes)
     out.work.append(Work(1.0 if dot is None else 2.0, free, context, dot))
@@ -137,13 +148,61 @@ def _reduction(node: Expr, context: tuple[Axis, ...], out: Features) -> None:
 class Shape:
     """Extents and tiles of a branch's axes at given sizes, for an array of configurations."""
 
-    extent: Mapping[Axis, int]
+    extent: Extents
     tile: Mapping[Axis, Numbers]
     roles: Mapping[Axis, str]
+    visits: dict[Bounds, tuple[Numbers, Numbers]] = field(default_factory=dict)
 
     def count(self, a: Axis) -> Numbers:
         """How many tiles the axis has."""
         return np.ceil(self.extent[a] / self.tile[a])
+
+    def visited(self, a: Axis, bounds: Bounds | None) -> tuple[Numbers, Numbers]:
+        """How many tiles a loop over the axis visits, and elements, on average over programs."""
+        if bounds is None:
+            return self.count(a), np.full(1, float(self.extent[a]))
+        if bounds not in self.visits:
+            axes = tuple(
+                dict.fromkeys([a, *(k.of for k in bounds.known if isinstance(k.of, Axis))])
+            )
+            tiles = np.stack(np.broadcast_arrays(*(self.tile[x] for x in axes)), axis=1)
+            distinct, place = np.unique(tiles, axis=0, return_inverse=True)
+            sizes = tuple(sorted(self.extent.sizes.items()))
+            means = [mean_visits(bounds, axes, tuple(map(int, t)), sizes) for t in distinct]
+            found = np.array(means)[place.reshape(-1)]
+            self.visits[bounds] = found[:, 0], found[:, 1]
+        return self.visits[bounds]
+
+
+SAMPLES = 1024  # programs that a mean is taken over, where there are more
+
+
+@lru_cache(maxsize=1 << 16)
+def mean_visits(
+    bounds: Bounds,
+    axes: tuple[Axis, ...],
+    tiles: tuple[int, ...],
+    sizes: tuple[tuple[str, int], ...],
+) -> tuple[float, float]:
+    """Tiles and elements that a loop over the first of `axes` visits, on average over the tiles of
+    the others that its bounds depend on."""
+    extent = {a: ix.value(a.extent, dict(sizes)) for a in axes}
+    tile = dict(zip(axes, tiles, strict=True))
+    places = [k for k in bounds.known if k.kind == "start" and isinstance(k.of, Axis)]
+    most = int(SAMPLES ** (1 / max(len(places), 1)))
+    starts = []
+    for k in places:
+        assert isinstance(k.of, Axis)
+        count = max(-(-extent[k.of] // tile[k.of]), 1)
+        chosen = np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+        starts.append(chosen * tile[k.of])
+    grids = np.meshgrid(*starts, indexing="ij") if starts else []
+    values = dict(sizes) | {k.name: grid for k, grid in zip(places, grids, strict=True)}
+    values |= {k.name: tile[k.of] for k in bounds.known if k.kind == "tile"}  # type: ignore[index]
+    r = bounds.range(values, tile[axes[0]], extent[axes[0]])
+    visited = np.maximum(np.ceil((r.end - r.begin) / tile[axes[0]]), 0)
+    last = np.minimum(r.begin + visited * tile[axes[0]], extent[axes[0]])
+    return float(np.mean(visited)), float(np.mean(np.maximum(last - r.begin, 0)))
 
 
 def power_of_two(n: int) -> int:
@@ -151,11 +210,19 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def extents(f: Features, sizes: Sizes) -> dict[Axis, int]:
-    return {a: ix.value(a.extent, dict(sizes)) for a in f.roles}
+class Extents(dict[Axis, int]):
+    """The extents of a branch's axes, and the sizes that they follow from."""
+
+    sizes: Sizes
 
 
-def shape(f: Features, extent: Mapping[Axis, int], tiles: Mapping[str, Numbers]) -> Shape:
+def extents(f: Features, sizes: Sizes) -> Extents:
+    found = Extents({a: ix.value(a.extent, dict(sizes)) for a in f.roles})
+    found.sizes = sizes
+    return found
+
+
+def shape(f: Features, extent: Extents, tiles: Mapping[str, Numbers]) -> Shape:
     tile: dict[Axis, Numbers] = {}
     for a, role in f.roles.items():
         if role == "program":
@@ -175,21 +242,21 @@ def programs(f: Features, s: Shape) -> Numbers:
     return total
 
 
-def elements(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...]) -> Numbers:
+def elements(f: Features, s: Shape, free: frozenset[Axis], context: Context) -> Numbers:
     """Elements touched by a whole launch: real lanes only."""
     total = np.ones(1)
     for a in f.split:
         total = total * (s.extent[a] if a in free else s.count(a))
     for a in free:
-        if s.roles[a] in ("whole", "loop"):
+        if s.roles[a] == "whole" or (s.roles[a] == "loop" and a not in context):
             total = total * s.extent[a]
-    for a in context:
-        if a not in free:
-            total = total * s.count(a)
+    for a, bounds in zip(context, context.bounds, strict=True):
+        tiles, inside = s.visited(a, bounds)
+        total = total * (inside if a in free else tiles)
     return total
 
 
-def lanes(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...]) -> Numbers:
+def lanes(f: Features, s: Shape, free: frozenset[Axis], context: Context) -> Numbers:
     """Lanes computed by a whole launch: tiles are whole, padding included."""
     total = np.ones(1)
     for a in f.split:
@@ -199,8 +266,8 @@ def lanes(f: Features, s: Shape, free: frozenset[Axis], context: tuple[Axis, ...
             total = total * s.tile[a]
         elif s.roles[a] == "loop" and a not in context:
             total = total * s.count(a) * s.tile[a]
-    for a in context:
-        total = total * s.count(a) * (s.tile[a] if a in free else 1)
+    for a, bounds in zip(context, context.bounds, strict=True):
+        total = total * s.visited(a, bounds)[0] * (s.tile[a] if a in free else 1)
     return total
 
 

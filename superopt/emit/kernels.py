@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from superopt.emit.body import KINDS, Body, Param, Writer, in_signature_order
+from superopt.emit.body import KINDS, Body, Writer, in_signature_order
 from superopt.emit.code import text
 from superopt.emit.names import Namer
+from superopt.emit.values import Param
 from superopt.mugraph.expr import Axis, Tensor
 from superopt.mugraph.index import value
 from superopt.mugraph.program import Branch, Config, Kernel, loads, symbols_of

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from superopt.emit.body import Param
 from superopt.emit.code import Code, join, quote, text
 from superopt.emit.kernels import KernelText, wrapped
 from superopt.emit.locals import Locals, indented, tuple_text
 from superopt.emit.tiles import least_tile
+from superopt.emit.values import Param
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Axis, Tensor, is_const
 from superopt.mugraph.index import value

@@ -92,10 +92,17 @@ class Tiles:
             for root in (*s.indices, s.value):
                 uses[core(root)] += 1
         for node in self.sorted:
-            row = OPS.get(node.op)
-            for position, a in enumerate(self.reads(node)):
-                uses[a] += row.triton.count(f"{{{position}}}") if row else 1
+            for a, count in self.used_by(node):
+                uses[a] += count
         return uses
+
+    def used_by(self, node: Expr) -> list[tuple[Expr, int]]:
+        """The values that a node reads, and how often each stands in its text."""
+        row = OPS.get(node.op)
+        return [
+            (a, row.triton.count(f"{{{position}}}") if row else 1)
+            for position, a in enumerate(self.reads(node))
+        ]
 
     def _note_scopes(self, items: tuple[Item, ...], scope: tuple[Axis, ...]) -> None:
         """The loops around each value; a looped reduction's operands are used inside its loop."""

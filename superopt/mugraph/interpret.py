@@ -1,9 +1,9 @@
 """Executes a µGraph on numpy arrays, tile by tile: what its roles and tiles mean.
 
-Each kernel runs a program for every tile of its program and grid axes; each program runs the items
-of `schedule(branch)`, and holds a value as an array of lanes, one a tile element. A lane is valid
-where all its axes' indices are below their extents. Lanes that are not valid hold poison, never
-touch memory, and are replaced by the identity in a reduction.
+Each kernel runs a program for every tile of its program and grid axes. A program runs the items of
+`schedule(branch)`, a loop the tiles that its bounds leave, and holds a value as an array of lanes,
+one a tile element. A lane is valid where all its axes' indices are below their extents. Lanes that
+are not valid hold poison, never touch memory, and are replaced by the identity in a reduction.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from superopt.errors import IllFormed
+from superopt.mugraph.bounds import Bounds, Known, loop_bounds
 from superopt.mugraph.expr import BINDERS, Axis, Expr, Tensor, body_of, plain_of
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import Branch, Config, Kernel, KernelGraph, Store, illegal, loads
@@ -171,6 +172,7 @@ class _Program:
         start: dict[Axis, int],
     ) -> None:
         self.kernel = kernel
+        self.branch = branch
         self.lanes = lanes
         self.memory = memory
         self.arithmetic = memory.arithmetic
@@ -198,14 +200,49 @@ class _Program:
             r: np.full(self._shape(own_axes(r)), self.arithmetic.neutral(r))
             for r in loop.reductions
         }
-        for start in range(0, self.memory.extent(a.extent), self.lanes[a]):
+        for start, tested in self._tiles(loop):
             self.start = outer_start | {a: start}
             # what varies along the axis belongs to one iteration, even where loops over it nest
             self.values = {e: v for e, v in outer.items() if a not in e.free} | totals
             self.prior = outer_prior | {plain_of(r): v for r, v in totals.items()}
             self.run(loop.body)
+            self._hold_everywhere(() if tested is None else tested.tested)
             totals = {r: self.values[r] for r in loop.reductions}
         self.values, self.start, self.prior = outer | totals, outer_start, outer_prior
+
+    def _tiles(self, loop: Loop) -> Iterator[tuple[int, Bounds | None]]:
+        """Where each tile begins that the loop visits; its bounds, where it is said to need no
+        test of them."""
+        tile, extent = self.lanes[loop.axis], self.memory.extent(loop.axis.extent)
+        bounds = loop_bounds(self.branch, loop)
+        if bounds is None:
+            yield from ((start, None) for start in range(0, extent, tile))
+            return
+        known = {k.name: self._known(k) for k in bounds.known}
+        r = bounds.range(self.memory.sizes | known, tile, extent)
+        for start in range(int(r.begin), int(r.end), tile):
+            yield start, bounds if r.full_begin <= start < r.full_end else None
+
+    def _known(self, number: Known) -> int:
+        of = number.of
+        if isinstance(of, Axis):
+            return self.start[of] if number.kind == "start" else self.lanes[of]
+        lanes = self._value(of)[self._valid(own_axes(of))]
+        return int(lanes.min() if number.kind == "least" else lanes.max())
+
+    def _hold_everywhere(self, conditions: Iterable[Expr]) -> None:
+        """Check conditions of which a tile is said to need no test."""
+        for c in conditions:
+            if not np.all(self._computed(c) | ~self._valid(own_axes(c))):
+                raise IllFormed(f"{self.kernel}: {c} fails in a tile that needs no test of it")
+
+    def _computed(self, e: Expr) -> Array:
+        """The value of an expression that no item of the schedule may have computed."""
+        if e in self.values or not e.args or e.op in ("prior", "running"):
+            return self._value(e)
+        axes = own_axes(e)
+        operands = [spread(self._computed(a), own_axes(a), axes) for a in e.args]
+        return np.broadcast_to(self.arithmetic.apply(e, operands), self._shape(axes))
 
     def _write(self, store: Store) -> None:
         valid = self._valid(store.axes)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from superopt.errors import IllFormed
 from superopt.mugraph.expr import (
     BINDERS,
     MARKERS,
@@ -172,6 +173,7 @@ class _Scheduler:
         order: list[Expr],
     ) -> None:
         stack = [(root, False)]
+        opened: set[Expr] = set()
         while stack:
             node, done = stack.pop()
             leaf = node.op in LEAVES or node.op in MARKERS
@@ -180,6 +182,9 @@ class _Scheduler:
             inside = loop_axis(self.branch, node) if node.op in BINDERS else None
             below = self.needs(node, inside) if inside is not None else list(node.args)
             if not done:
+                if node in opened:
+                    raise IllFormed(f"{node} needs its own value")
+                opened.add(node)
                 stack.append((node, True))
                 stack.extend((a, False) for a in reversed(below))
                 continue
@@ -253,7 +258,9 @@ def online_groups(branch: Branch) -> dict[Expr, tuple[Expr, ...]]:
     used: dict[Expr, list[Expr]] = {}
     for n in forms.values():
         marked = [m.args[0] for m in toposort(*contributions(n)) if m.op in MARKERS]
-        used[n] = [forms.get(m, m) for m in marked if m is not plain_of(n)]
+        inside = loop_axis(branch, n)
+        own = [m for m in marked if m is not plain_of(n) and loop_axis(branch, m) == inside]
+        used[n] = [forms.get(m, m) for m in own]
     groups: dict[Expr, dict[Expr, None]] = {}
     for n, others in used.items():
         merged = dict.fromkeys([n, *others])

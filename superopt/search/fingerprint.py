@@ -66,7 +66,8 @@ class Fingerprints:
         stack = [root]
         while stack:
             node = stack[-1]
-            missing = [a for a in node.args if a not in self.values]
+            below = node.args[:1] if node.op == "online" else node.args  # what it equals
+            missing = [a for a in below if a not in self.values]
             if node in self.values or not missing:
                 stack.pop()
             if node not in self.values:
@@ -110,6 +111,8 @@ class Fingerprints:
                 return self._cast(self.values[node.args[0]], node)
             case "reduce":
                 return self._reduce(node)
+            case "online":
+                return self.values[node.args[0]]
         result = np.asarray(OPS[node.op].numpy(*(self.values[a] for a in node.args)))
         return self._float(result, node.dtype) if DTYPES[node.dtype].kind == "float" else result
 

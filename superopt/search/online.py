@@ -11,7 +11,7 @@ program gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from superopt.mugraph.dtypes import is_float
 from superopt.mugraph.expr import (
+    MARKERS,
     Axis,
     Expr,
     Reduction,
@@ -53,32 +54,24 @@ from superopt.search.shift import Law, Shifts, after, before, combined, replaced
 Tiles = tuple[tuple[int, ...], ...]
 TILES: Tiles = ((0,), (1, 2), (3, 4, 5), (6, 7))  # the sampled indices, as a loop may meet them
 HALVES: tuple[Tiles, ...] = (TILES[:2], TILES[2:])
+MOST_FORMS = 2  # sets of auxiliaries
 MOST_SUBSETS = 16  # of auxiliaries that are tried to be zero
 CLOSE = 1e-6  # of float64 runs of the loop and of the plain reductions
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a loop treats statistics that have no value yet.
+class Guard:
+    """How an accumulator treats statistics that have no value yet.
 
-    `counted`: a mean is that of the indices so far. `safe_new`: a statistic that still is what it
-    was before the loop is replaced by a plain number. `safe_old`: an accumulator is left as it is
-    where the statistic was still that. `moved`: accumulators end at the plain number, and are moved
-    to the statistic after the loop.
+    `new`: in what a tile adds, a statistic that still is what it was before the loop is replaced by
+    a plain number. `old`: the accumulator is left as it is where the statistic was still that.
     """
 
-    counted: bool
-    safe_new: bool
-    safe_old: bool
-    moved: bool
+    new: bool
+    old: bool
 
 
-STYLES = tuple(
-    Style(counted, new, old, moved)
-    for moved in (False, True)
-    for counted in (True, False)
-    for new, old in ((False, False), (True, False), (True, True), (False, True))
-)
+GUARDS = (Guard(False, False), Guard(True, False), Guard(True, True), Guard(False, True))
 
 
 @dataclass(frozen=True)
@@ -176,7 +169,8 @@ class LoopAccuracy(Accuracy):
         super().__init__(weights, seed)
         self._loops: dict[tuple[Expr, Axis], Array] = {}
         self._wanted: dict[tuple[Expr, Axis], Array] = {}
-        self._dims: dict[Axis, int] = {}
+        self._samples: dict[tuple[Axis, object], Sample] = {}
+        self._dims: dict[Axis, int] = {}  # one order of axes, so that values compare
 
     def loop_errors(self, value: Expr, k: Axis) -> Array:
         key = (value, k)
@@ -189,7 +183,11 @@ class LoopAccuracy(Accuracy):
         return self._loops[key]
 
     def _sample(self, k: Axis, precision: type[np.floating[Any]]) -> Sample:
-        return Sample(k, None, precision, len(HOSTILE), self.exact.scales, self._dims)
+        key = (k, precision)
+        if key not in self._samples:
+            scales = self.exact.scales
+            self._samples[key] = Sample(k, None, precision, len(HOSTILE), scales, self._dims)
+        return self._samples[key]
 
 
 # -- building -------------------------------------------------------------------------------------
@@ -197,11 +195,17 @@ class LoopAccuracy(Accuracy):
 
 @dataclass
 class _Builder:
-    """Online nodes for some laws, in one style, with some auxiliaries taken to be zero."""
+    """Online nodes for some laws.
+
+    `counted`: a mean is that of the indices so far. `moved`: after the loop, accumulators are moved
+    from the plain number that a guard has put to what the statistic then is.
+    """
 
     k: Axis
     laws: dict[Expr, Law]
-    style: Style
+    counted: bool
+    moved: bool
+    guards: dict[Expr, Guard] = field(default_factory=dict)
     made: dict[Expr, Expr] = field(default_factory=dict)
     ends: dict[Expr, Expr] = field(default_factory=dict)
 
@@ -223,7 +227,7 @@ class _Builder:
         mapping: dict[Expr, Expr] = {}
         for s in law.statistics:
             mapping[after(s)] = self.spelt(s, running)
-            if self.style.safe_new:
+            if self.guards[law.reduction].new:
                 mapping[after(s)] = _guarded(mapping[after(s)], self.start(s))
             mapping[before(s)] = self.spelt(s, prior)
         return _substituted(e, mapping)
@@ -233,7 +237,7 @@ class _Builder:
         return replaced(source, {a: mark(a) for a in _outermost(source, self.k)})
 
     def source(self, s: Expr) -> Expr:
-        return _counted(s, self.k) if self.style.counted else s
+        return _counted(s, self.k) if self.counted else s
 
     def start(self, s: Expr) -> float:
         source = self.source(s)
@@ -243,7 +247,7 @@ class _Builder:
         """The law's update; the accumulator itself where a statistic had no value yet."""
         unset = [_unset(before(s), self.start(s)) for s in law.statistics]
         conditions = [c for c in unset if c is not None]
-        if not self.style.safe_old or not conditions:
+        if not self.guards[law.reduction].old or not conditions:
             return law.update
         empty = conditions[0]
         for c in conditions[1:]:
@@ -259,7 +263,7 @@ class _Builder:
     def final(self, r: Expr) -> Expr:
         """The reduction's value after the loop."""
         node = self.node(r)
-        if not self.style.moved:
+        if not self.moved:
             return node
         law = self.laws[r]
         mapping: dict[Expr, Expr] = {}
@@ -267,7 +271,7 @@ class _Builder:
             end = replaced(s, {a: self._whole(a) for a in _outermost(s, self.k)})
             mapping[after(s)] = end
             start = _neutral_value(s, _outermost(s, self.k))
-            mapping[before(s)] = _guarded(end, start) if self.style.safe_new else end
+            mapping[before(s)] = _guarded(end, start) if self.guards[r].new else end
         for a in (r, *law.auxiliaries):
             mapping[prior(a)] = self.node(a) if a in self.laws else a
         return _substituted(law.update, mapping)
@@ -352,42 +356,84 @@ def _unset(s: Expr, start: float) -> Expr | None:
 
 
 def _checked(stores: tuple[Store, ...], k: Axis, laws: tuple[Law, ...]) -> Iterator[Form]:
-    """The simplest form that computes what the stores do, and one with means over all indices."""
+    """Forms that compute what the stores do, those with fewer accumulators first.
+
+    For each set of auxiliaries the simplest, and the simplest of which parts can be merged.
+    """
     extras = list(dict.fromkeys(a for law in laws for a in law.auxiliaries))
-    dims: dict[Axis, int] = {}  # one order of axes, so that values compare
-    wanted = [np.asarray(Sample(k, dims=dims).value(s.value), np.float64) for s in stores]
-    found = False
+    full = Sample(k)
     subsets = [frozenset(d) for n in range(len(extras), -1, -1) for d in combinations(extras, n)]
-    for strict, dropped, style in product((True, False), subsets[:MOST_SUBSETS], STYLES):
-        form = built(stores, k, laws, style, dropped)
-        if form is None:
-            continue
-        pairs = list(zip(form.stores, wanted, strict=True))
-        if not all(agrees(run(s.value, Sample(k, dims=dims)), w, strict) for s, w in pairs):
-            continue
-        splits = all(
-            agrees(run(s.value, Sample(k, dims=dims), HALVES), w, strict) for s, w in pairs
-        )
-        if splits or not found:
-            yield replace(form, splits=splits)
-            found = True
-        if splits:
+    kept = 0
+    for dropped in subsets[:MOST_SUBSETS]:
+        own = {law.reduction: law.without(dropped) for law in laws}
+        used = {r: own[r] for r in _reached(stores, k, own)}
+        forms = [_form(stores, full, used, splits) for splits in (False, True)]
+        found = {f.stores: f for f in forms if f is not None}  # one that also splits wins
+        yield from found.values()
+        kept += bool(found)
+        if kept == MOST_FORMS:
             return
 
 
-def built(
-    stores: tuple[Store, ...],
-    k: Axis,
-    laws: tuple[Law, ...],
-    style: Style,
-    dropped: frozenset[Expr],
+def _form(
+    stores: tuple[Store, ...], full: Sample, laws: dict[Expr, Law], splits: bool
 ) -> Form | None:
-    own = {law.reduction: law.without(dropped) for law in laws}
-    used = _reached(stores, k, own)
-    builder = _Builder(k, {r: own[r] for r in used}, style)
-    values = {r: builder.final(r) for r in used}
-    new = tuple(replace(s, value=replaced(s.value, values)) for s in stores)
-    return Form(new, tuple(own[r] for r in used), False) if new != stores else None
+    """The simplest form that is right; `splits`: also in parts that are merged."""
+    wanted = [np.asarray(full.value(s.value), np.float64) for s in stores]
+    parts = ((TILES,), HALVES) if splits else ((TILES,),)
+    for strict, moved, counted in product((True, False), (False, True), (True, False)):
+        builder = _settled(full, laws, _Builder(full.k, {}, counted, moved), parts)
+        values = {r: builder.final(r) for r in builder.laws}
+        new = tuple(replace(s, value=replaced(s.value, values)) for s in stores)
+        runs = ((run(s.value, full, p), w) for p in parts for s, w in zip(new, wanted, strict=True))
+        if new != stores and all(agrees(got, w, strict) for got, w in runs):
+            return Form(new, tuple(builder.laws.values()), splits)
+    return None
+
+
+def _settled(
+    full: Sample, laws: dict[Expr, Law], builder: _Builder, parts: Sequence[tuple[Tiles, ...]]
+) -> _Builder:
+    """The laws that hold from the loop's start on; what uses the others takes a later pass."""
+    lost: set[Expr] = set()
+    for r, law in laws.items():
+        active = {a for s in law.statistics for a in _outermost(s, full.k)} | set(law.auxiliaries)
+        builder.laws[r] = law
+        if active & lost or not _settle(builder, r, full, parts):
+            lost.add(r)
+            del builder.laws[r]
+            builder.made.pop(r, None)
+    return builder
+
+
+def _settle(builder: _Builder, r: Expr, full: Sample, parts: Sequence[tuple[Tiles, ...]]) -> bool:
+    """Choose the simplest guard with which an accumulator ends right wherever it is a number."""
+    want, size = np.asarray(full.value(r), np.float64), _sum_of_sizes(r, full)
+    for guard in GUARDS:
+        builder.guards[r] = guard
+        builder.made.pop(r, None)
+        node = builder.node(r)
+        if all(_right(run(node, full, p), want, size) for p in parts):
+            return True
+    return False
+
+
+def _right(found: Array, wanted: Array, size: Array) -> bool:
+    """Whether an accumulator ends right wherever that is a number; `size`: of what it adds up."""
+    got, want = np.broadcast_arrays(np.asarray(found, np.float64), wanted)
+    with np.errstate(all="ignore"):
+        near = np.abs(got - want) <= CLOSE * np.abs(want) + 1e-10 * size
+        infinite = np.isinf(want) & ((got == want) | np.isnan(got))
+    return bool((near | infinite | np.isnan(want)).all())
+
+
+def _sum_of_sizes(r: Expr, full: Sample) -> Array:
+    """The sum of what a reduction takes, without signs; a bound of it, per world."""
+    with np.errstate(all="ignore"):
+        body = np.abs(np.asarray(full.value(r.args[0]), np.float64))
+        body = np.where(np.isfinite(body), body, 0.0)
+    most = body.max(axis=tuple(range(body.ndim - 1)))
+    return np.asarray(most * full.weight(full.k) * len(full.all_points()))
 
 
 def _reached(stores: tuple[Store, ...], k: Axis, laws: dict[Expr, Law]) -> list[Expr]:
@@ -424,15 +470,18 @@ def _required(want: Array, strict: bool) -> np.ndarray[tuple[int, ...], np.dtype
 def run(value: Expr, full: Sample, parts: tuple[Tiles, ...] = (TILES,)) -> Array:
     """The value where loops over parts of the sample's axis meet its indices tile by tile."""
     nodes = toposort(value)
-    forms = {n.args[0]: n for n in nodes if n.op == "online"}
-    marked = {n.args[0] for n in nodes if n.op in ("running", "prior")}
+    own = [n for n in nodes if full.k in (n.args[0].attr.axes if n.op in MARKERS else _axes(n))]
+    forms = {n.args[0]: n for n in own if n.op == "online"}
+    marked = {n.args[0] for n in own if n.op in MARKERS}
     group = sorted({*forms, *marked}, key=lambda e: e.size)
     group = [forms.get(p, p) for p in group]
     states = [_looped(group, full, tiles) for tiles in parts]
     state = states[0] if len(states) == 1 else _merged(group, full, states)
-    for g in group:
-        full.values[g] = state[plain_of(g)]
-    return full.value(value)
+    return full.part(None, {g: state[plain_of(g)] for g in group}).value(value)
+
+
+def _axes(n: Expr) -> tuple[Axis, ...]:
+    return n.attr.axes if n.op == "online" else ()
 
 
 State = dict[Expr, Array]  # the accumulators by the reductions that they are

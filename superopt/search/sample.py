@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.expr import Axis, Expr
+from superopt.mugraph.expr import MARKERS, Axis, Expr
 from superopt.search.fingerprint import Array, Fingerprints, _seed
 
 # where axes are sampled, the same places on all: what a band around a diagonal lets through is met
-PLACES = (0.11, 0.34, 0.52, 0.73, 0.94)
-NEAR = ((1, -9), (1, -4), (1, -1), (1, 0), (3, -3), (3, -1), (3, 0), (3, 1))  # of the looped axis
+PLACES = (0.11, 0.34, 0.73)
+NEAR = ((1, -9), (1, -4), (1, -1), (1, 0), (2, -3), (2, -1), (2, 0), (2, 1))  # of the looped axis
 ORDINARY = 12  # worlds
 SPECIAL: tuple[Callable[[Array, Array], Array], ...] = (
     lambda v, chance: np.round(v * 2) / 2,  # ties
@@ -64,12 +64,34 @@ class Sample(Fingerprints):
         self.hostile = scales is _ordinary  # else the worlds are the caller's
         if dims is not None:
             self.dims = dims
+        self.parent: Sample | None = None
+        self.plain: dict[Expr, bool] = {}
 
-    def part(self, chosen: tuple[int, ...], known: Mapping[Expr, Array]) -> Sample:
+    def part(self, chosen: tuple[int, ...] | None, known: Mapping[Expr, Array]) -> Sample:
         """The same worlds at some indices of k, where the values of some nodes are given."""
         other = Sample(self.k, chosen, self.precision, self.worlds, self.scales, self.dims)
         other.values.update(known)
+        other.parent = self
         return other
+
+    def _plain(self, root: Expr) -> bool:
+        """Whether a value at an index of k does not depend on what other indices there are."""
+        if root not in self.plain:
+            self.plain[root] = (
+                root.op not in (*MARKERS, "online")
+                and not (root.op == "reduce" and self.k in root.attr.axes)
+                and all(map(self._plain, root.args))
+            )
+        return self.plain[root]
+
+    def _node(self, node: Expr) -> Array:
+        if self.parent is None or not self.parent._plain(node):
+            return super()._node(node)
+        v = np.asarray(self.parent.value(node))
+        position = v.ndim - 1 - self._dim(self.k)
+        if self.chosen is None or self.k not in node.free or position < 0 or v.shape[position] == 1:
+            return v
+        return np.take(v, self.chosen, axis=position)
 
     def all_points(self) -> Array:
         extent = _extent(self.k)
@@ -94,7 +116,7 @@ class Sample(Fingerprints):
         v = np.asarray(super()._load(node))
         if node.attr.bounds is not None and DTYPES[node.attr.dtype].kind == "int":
             low, high = (int(self.value(e)) for e in node.attr.bounds)
-            return low + (np.asarray(PLACES)[v.astype(np.int64) % 5] * (high - low)).astype(int)
+            return low + (np.asarray(PLACES)[v.astype(np.int64) % 3] * (high - low)).astype(int)
         if DTYPES[node.attr.dtype].kind != "float" or not self.hostile:
             return v
         v = np.broadcast_to(v, np.broadcast_shapes(v.shape, (self.worlds,))).copy()

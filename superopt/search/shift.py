@@ -140,10 +140,12 @@ def replaced(root: Expr, mapping: dict[Expr, Expr]) -> Expr:
             memo.setdefault(node, node)
             stack.pop()
             continue
-        if missing := [a for a in node.args if a not in memo]:
+        kept = node.args[:1] if node.op == "online" else ()  # the reduction that markers name
+        below = node.args[len(kept) :]
+        if missing := [a for a in below if a not in memo]:
             stack.extend(missing)
             continue
-        memo[node] = rebuild(node, tuple(memo[a] for a in node.args))
+        memo[node] = rebuild(node, (*kept, *(memo[a] for a in below)))
         stack.pop()
     return memo[root]
 
@@ -393,25 +395,42 @@ class _Question:
         return Law(self.r, self.stats, update, (count,), self.tried)
 
     def _whole(self) -> Law | None:
-        """U enumerated as a term of the accumulator itself, one statistic after another."""
-        update = prior(self.r)
-        for step in range(len(self.stats)):
-            old, new = (self.samples[n].value(self._bare()) for n in (step, step + 1))
-            exprs, values = self._atoms(step)
-            flat = self.samples[0].rows(new, old, *values)
-            target, known = flat[0][:, 0], [a[:, 0] for a in flat[1:]]
-            rows = _spread(known, [target])
-            if rows is None or len(np.unique(target[rows])) < FEWEST_ROWS:
-                return None
-            alphabet = self._alphabet(step, exprs, [a[rows] for a in known[1:]])
-            alphabet.atoms.insert(0, (prior(self.r), known[0][rows]))
-            search = Terms(alphabet)
-            (found,) = search.find([target[rows]])
-            self.tried += search.tried
-            if found is None or prior(self.r) not in toposort(found):
-                return None
-            update = replaced(found, {prior(self.r): update})
-        return Law(self.r, self.stats, cast(update, self.r.dtype), (), self.tried)
+        """U as a term of the accumulator itself: one statistic after another, or all at once."""
+        last = len(self.stats)
+        for path in ([(n, n + 1) for n in range(last)], [(0, last)]):
+            update = prior(self.r)
+            for first, then in path:
+                found = self._leap(first, then)
+                if found is None:
+                    break
+                update = replaced(found, {prior(self.r): update})
+            else:
+                return Law(self.r, self.stats, cast(update, self.r.dtype), (), self.tried)
+        return None
+
+    def _leap(self, first: int, then: int) -> Expr | None:
+        """The accumulator after statistics first..then have moved, as a term of what it was."""
+        old, new = (self.samples[n].value(self._bare()) for n in (first, then))
+        exprs, values = self._atoms(first)
+        moved = range(first, then)
+        for n in moved[1:]:
+            exprs.append(after(self.stats[n]))
+            values.append(self.new[self.stats[n]])
+        flat = self.samples[0].rows(new, old, *values)
+        target, known = flat[0][:, 0], [a[:, 0] for a in flat[1:]]
+        rows = _spread(known, [target])
+        if rows is None or len(np.unique(target[rows])) < 3:
+            return None
+        known = [a[rows] for a in known]
+        alphabet = self._alphabet(first, exprs, known[1:])
+        for n in moved[1:]:
+            pair = [known[1 + exprs.index(e)] for e in (before(self.stats[n]), exprs[n - then])]
+            alphabet.choices = [*alphabet.choices, *self._choices(n, pair)]
+        alphabet.atoms.insert(0, (prior(self.r), known[0]))
+        search = Terms(alphabet)
+        (found,) = search.find([target[rows]])
+        self.tried += search.tried
+        return found if found is not None and prior(self.r) in toposort(found) else None
 
     def _bare(self) -> Expr:
         return make("reduce", self.r.args, Reduction(*_spec(self.r), None), self.r.dtype)

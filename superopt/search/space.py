@@ -34,6 +34,7 @@ from superopt.search.roles import branches
 
 VARIANTS = 4  # branches of a group that become candidates of their own
 NOMINAL_TILE = 64
+WORTH_SPLITTING = 0.9  # of the unsplit time: a gain within the model's error is none
 Sizes = tuple[tuple[str, int], ...]
 
 
@@ -408,7 +409,7 @@ class Space:
 
     def _best_split(self, branch: Branch, sizes: Sizes) -> tuple[Branch, Branch] | None:
         (_, whole), *_ = self._ranked((branch,), sizes)
-        best, least = None, whole.time_us
+        best, least = None, whole.time_us * WORTH_SPLITTING
         source = self._splittable.get(branch, branch)
         looped = [a for a in source.axes if source.role(a) == "loop"]
         for k, parts in product(looped, _parts(whole.programs, int(self.profile.multiprocessors))):

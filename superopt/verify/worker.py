@@ -22,7 +22,7 @@ import torch
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.evaluate import Array, Evaluator, run_program
-from superopt.mugraph.expr import Axis, Tensor
+from superopt.mugraph.expr import Axis, Tensor, toposort
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import Program, Store
 from superopt.mugraph.serialize import from_json
@@ -235,11 +235,12 @@ class Job:
         where: dict[str, Any],
         rng: random.Random,
     ) -> None:
-        references = self.references(inputs, outputs, written, sizes, rng)
-        for tensor, output, (at, mask, want, eager) in zip(
+        references = self.references(inputs, written, sizes, rng)
+        for tensor, output, (at, mask, want, eager, tamed) in zip(
             self.program.outputs, outputs, references, strict=True
         ):
             got = to_numpy(output)[at].astype(np.float64)
+            want, eager = unless_masked(got, want, eager, tamed)
             verdict = judge(
                 got, want.astype(np.float64), eager.astype(np.float64), tensor.dtype, mask
             )
@@ -264,60 +265,98 @@ class Job:
     def references(
         self,
         inputs: Mapping[str, torch.Tensor],
-        outputs: Sequence[torch.Tensor],
         written: Sequence[Array],
         sizes: Mapping[str, int],
         rng: random.Random,
-    ) -> Iterator[tuple[Any, Array, Array, Array]]:
-        """For each output: indices, which elements there were written, float64's and eager's."""
+    ) -> Iterator[tuple[Any, Array, Array, Array, list[Array]]]:
+        """For each output: indices, which elements there were written, float64's and eager's; and
+        what float64 gives for each of `tame` inputs."""
         arrays = {name: lazily(t) for name, t in inputs.items()}
+        tamed = [{name: lazily(t) for name, t in x.items()} for x in tame(self.program, inputs)]
         work = closed.work(self.program.roots, {}, sizes)
         cheap = work <= EAGER_WORK and self.has_reference
         whole = self.eager_outputs(inputs) if cheap else None
         try:
             stores = closed.plain_stores(self.program)
         except closed.NotClosed:
-            yield from self.whole_references(arrays, outputs, written, sizes, whole)
+            yield from self.whole_references(arrays, tamed, written, sizes, whole)
             return
         for n, (tensor, mask) in enumerate(zip(self.program.outputs, written, strict=True)):
             store = stores[tensor]
             points = points_in(mask, store, sizes, rng)
             at = grid(store, points, mask.shape)
-            evaluators = [
-                Evaluator(arrays, sizes, points=points, rounding=r) for r in (False, True)
-            ]
-            axes = order(store)
+            axes, full = order(store), mask[at].shape
             shape = [len(points[a]) for a in axes]
-            want = np.broadcast_to(evaluators[0].align(store.value, axes), shape)
+            exact, *finite = (
+                np.broadcast_to(
+                    Evaluator(x, sizes, points=points).align(store.value, axes), shape
+                ).reshape(full)
+                for x in (arrays, *tamed)
+            )
             if whole is not None:
-                eager = to_numpy(whole[n])[at].reshape(shape)
+                eager = to_numpy(whole[n])[at]
             else:
                 self.eager.add("emulated")
-                eager = np.broadcast_to(evaluators[1].align(store.value, axes), shape)
-            full = mask[at].shape
-            yield at, mask[at], want.reshape(full), eager.reshape(full)
+                rounding = Evaluator(arrays, sizes, points=points, rounding=True)
+                eager = np.broadcast_to(rounding.align(store.value, axes), shape)
+            yield at, mask[at], exact, eager.reshape(full), finite
 
     def whole_references(
         self,
         arrays: Mapping[str, Array],
-        outputs: Sequence[torch.Tensor],
+        tamed: Sequence[Mapping[str, Array]],
         written: Sequence[Array],
         sizes: Mapping[str, int],
         whole: Sequence[torch.Tensor] | None,
-    ) -> Iterator[tuple[Any, Array, Array, Array]]:
+    ) -> Iterator[tuple[Any, Array, Array, Array, list[Array]]]:
         given = {name: np.asarray(a) for name, a in arrays.items()}
         want = run_program(self.program, given, sizes)
+        finite = [
+            run_program(self.program, {n: np.asarray(a) for n, a in x.items()}, sizes)
+            for x in tamed
+        ]
         rounded = run_program(self.program, given, sizes, rounding=True) if whole is None else {}
         for n, (tensor, mask) in enumerate(zip(self.program.outputs, written, strict=True)):
             at = tuple(np.ix_(*(np.arange(k) for k in mask.shape)))
             eager = rounded[tensor.name] if whole is None else to_numpy(whole[n])
-            yield at if at else (), mask, want[tensor.name], eager
+            found = [x[tensor.name] for x in finite]
+            yield at if at else (), mask, want[tensor.name], eager, found
 
     def eager_outputs(self, inputs: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
         with torch.no_grad():
             result = self.module.reference(*(inputs[name].clone() for name in self.arguments))
         self.eager.add("run")
         return result if isinstance(result, tuple | list) else [result]
+
+
+def tame(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The inputs with each of some numbers in place of NaN and infinities.
+
+    None where all are finite, and where the program has no condition that could mask them.
+    """
+    masks = any(e.dtype == "bool" for e in toposort(*program.roots))
+    if not masks or all(t.isfinite().all() for t in inputs.values()):
+        return []
+    return [
+        {n: torch.where(t.isfinite(), t, torch.full_like(t, v)) for n, t in inputs.items()}
+        for v in (0, 4096, -4096)
+    ]
+
+
+def unless_masked(
+    got: Array, want: Array, eager: Array, tamed: Sequence[Array]
+) -> tuple[Array, Array]:
+    """What is asked, where an element does not depend on the inputs that are not finite.
+
+    A weight of 0 times a masked NaN is NaN; a kernel that skips what is masked need not give that.
+    """
+    if not tamed:
+        return want, eager
+    with np.errstate(invalid="ignore"):
+        free = np.isfinite(tamed[0]) & ~np.isfinite(want.astype(np.float64)) & np.isfinite(got)
+        for other in tamed[1:]:
+            free &= other == tamed[0]
+    return np.where(free, tamed[0], want), np.where(free, tamed[0], eager)
 
 
 def order(store: Store) -> tuple[Axis, ...]:

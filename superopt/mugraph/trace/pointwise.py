@@ -8,6 +8,7 @@ from typing import Any
 
 from superopt.mugraph.dtypes import DTYPES, accumulator, is_float
 from superopt.mugraph.expr import Expr, cast, const, op
+from superopt.mugraph.trace.exact import widened
 from superopt.mugraph.trace.table import (
     Call,
     Operand,
@@ -91,7 +92,8 @@ def _scaled(name: str, reverse: bool = False) -> Callable[..., Value]:
         def compute(a: Expr, b: Expr) -> Expr:
             if dtype == "bool":
                 return op("or", a, b)
-            return op(name, a, op("mul", b, scalar_expr(alpha, dtype)) if alpha != 1 else b)
+            scaled = apply("mul")(b, scalar_expr(alpha, dtype)) if alpha != 1 else b
+            return apply(name)(a, scaled)
 
         return elementwise(call, compute, x, other, dtype=dtype)
 
@@ -447,7 +449,7 @@ def convert(call: Call, x: Value, dtype: Any = None, other: Value | None = None)
     if target == x.dtype:
         call.kind = "view"
         return x
-    return x.with_expr(cast(x.expr, target))
+    return x.with_expr(widened(x.expr, target))
 
 
 lowering("pointwise", "to", "type_as")(convert)
@@ -455,7 +457,7 @@ lowering("pointwise", "to", "type_as")(convert)
 
 @lowering("pointwise", "_to_copy")
 def _to_copy(call: Call, x: Value, dtype: Any = None) -> Value:
-    return x.with_expr(cast(x.expr, call.dtype))
+    return x.with_expr(widened(x.expr, call.dtype))
 
 
 @lowering("pointwise", "clone", "lift_fresh_copy")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from superopt.errors import SpecError
 from superopt.mugraph.expr import Expr, cast, const, op
+from superopt.mugraph.trace.exact import indexed, widened
 from superopt.mugraph.trace.value import Value, axes_of
 
 Scalar = int | float | bool
@@ -136,11 +137,12 @@ def elementwise(
     axes = same[0] if same else axes_of(shape)
     compute = dtype or common_dtype(*operands)
     parts = [
-        cast(x.on(axes), compute) if isinstance(x, Value) else scalar_expr(x, compute)
+        widened(x.on(axes), compute) if isinstance(x, Value) else scalar_expr(x, compute)
         for x in operands
     ]
     return Value(axes, cast(function(*parts), call.dtype))
 
 
 def apply(name: str) -> Callable[..., Expr]:
-    return lambda *args: op(name, *args)
+    """A row of the operator table as a function; of positions, it is index arithmetic."""
+    return lambda *args: indexed(name, args) or op(name, *args)

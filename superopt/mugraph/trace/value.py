@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import (
     FALSE,
     TRUE,
@@ -126,6 +127,9 @@ def reindex(v: Value, shape: Iterable[Expr], change: Callable[[list[Expr]], list
 
 
 def as_index(e: Expr) -> Expr:
+    """An integer as an index; what was one before it became a torch integer is that again."""
+    if e.op == "cast" and e.args[0].dtype == "index" and DTYPES[e.dtype].bytes >= 4:
+        return e.args[0]
     return cast(e, "index")
 
 

@@ -323,6 +323,8 @@ def _triangle(call: Call, x: Value, diagonal: int, lower: bool) -> Value:
     row, column = x.indices[-2:]
     edge = op("add", row, index(diagonal))
     keep = op("le" if lower else "ge", column, edge)
+    if x.dtype == "bool":
+        return x.with_expr(op("and", keep, x.expr))
     return x.with_expr(op("where", keep, x.expr, const(0, x.dtype)))
 
 
