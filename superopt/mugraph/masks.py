@@ -190,8 +190,7 @@ class Simplifier:
 
     def plain(self, node: Expr, args: tuple[Expr, ...]) -> Expr:
         """Rules that hold always, NaN included."""
-        row = node.op, args
-        match row:
+        match node.op, args:
             case ("maximum" | "minimum", (a, b)) if is_infinite(a) or is_infinite(b):
                 bound, other = (a, b) if is_infinite(a) else (b, a)
                 return other if (bound.attr < 0) == (node.op == "maximum") else bound

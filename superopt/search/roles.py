@@ -30,7 +30,7 @@ from superopt.mugraph.program import Branch, Store, illegal
 from superopt.search.extract import contraction
 
 LARGEST_WHOLE = 65536  # elements of an axis held in one program
-SMALLEST_LOOP = 32
+SMALLEST_LOOP = 128
 MOST_ROLES = 64
 
 

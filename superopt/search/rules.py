@@ -80,7 +80,7 @@ def _sums_exchange(g: EGraph, c: int, n: ENode) -> Iterator[int]:
             others = [f for i, f in enumerate(body.children) if i != position]
             taken = frozenset(axes).union(*(g[f].free for f in others))
             for inner in [m for m in g[factor].nodes if m.op == "reduce"]:
-                if inner.attr.monoid != "sum" or taken & set(inner.attr.axes) or not others:
+                if inner.attr.monoid != "sum" or taken & set(inner.attr.axes):
                     continue
                 for product in _products(g, inner.children[0]):
                     stay = [f for f in product.children if not g[f].free & set(axes)]

@@ -34,7 +34,8 @@ from superopt.search.roles import branches
 
 VARIANTS = 4  # branches of a group that become candidates of their own
 NOMINAL_TILE = 64
-WORTH_SPLITTING = 0.9  # of the unsplit time: a gain within the model's error is none
+MOST_EARLY = 3  # outputs of a program of which subsets are tried
+WORTH_SPLITTING = 0.55  # of the unsplit time: predictions must promise much for a second launch
 Sizes = tuple[tuple[str, int], ...]
 
 
@@ -67,6 +68,9 @@ class Exhaustive:
 
     deadline: float | None = None
     runs: list[Exhausted] = field(default_factory=list)
+
+
+Stages = list[tuple[list[Target], dict[int, Expr]]]
 
 
 @dataclass
@@ -117,22 +121,44 @@ class Space:
 
     def search_cut(self, cut: tuple[int, ...], sizes: Sizes) -> Iterator[Found]:
         """Complete µGraphs for a cut, one for each way to group its stores into kernels."""
-        stages = self._plan(cut)
-        if stages is None:
-            return
-        for separate in (False, True):
-            grouped = [self._groups(stage, known, sizes, separate) for stage, known in stages]
+        for early in self._early(cut):
+            stages = self._plan(cut, early)
+            if stages is not None:
+                yield from self._search_stages(stages, sizes)
+
+    def _early(self, cut: tuple[int, ...]) -> Iterator[frozenset[int]]:
+        """Sets of what is computed beside temporaries instead of from them.
+
+        Some of the outputs, if there are several; all temporaries, if there are several.
+        """
+        outputs = [t.number for t in self.outputs]
+        most = len(outputs) - 1 if cut and len(outputs) <= MOST_EARLY else 0
+        for count in range(most + 1):
+            for chosen in combinations(outputs, count):
+                yield frozenset(chosen)
+                if len(cut) > 1:
+                    yield frozenset((*chosen, *cut))
+
+    def _search_stages(self, stages: Stages, sizes: Sizes) -> Iterator[Found]:
+        seen: list[object] = []
+        for together in TOGETHER:
+            split_up = [together(stage) for stage, _ in stages]
+            if split_up in seen:
+                continue
+            seen.append(split_up)
+            grouped = [
+                [[b for _, b in self._group(tuple(g), known, sizes)] for g in groups]
+                for groups, (_, known) in zip(split_up, stages, strict=True)
+            ]
             if any(not options for stage in grouped for options in stage):
                 continue
-            for number, pick in enumerate(_variants(grouped)):
+            for pick in _variants(grouped):
                 for apart in (False, True):
-                    for divide in (False, True)[: 1 if number else 2]:
+                    for divide in (False, True):
                         if (f := self._assemble(pick, sizes, apart, divide)) is not None:
                             yield f
                     if all(len(stage) == 1 for stage in pick):
                         break  # one branch a stage: nothing to part
-            if all(len(stage) == 1 for stage, _ in stages):
-                return
 
     def _assemble(
         self, pick: Sequence[Sequence[Branch]], sizes: Sizes, apart: bool, divide: bool
@@ -173,10 +199,10 @@ class Space:
 
     # -- stages ---------------------------------------------------------------------------------
 
-    def _plan(self, cut: tuple[int, ...]) -> list[tuple[list[Target], dict[int, Expr]]] | None:
+    def _plan(self, cut: tuple[int, ...], early: frozenset[int]) -> Stages | None:
         """The stages of a cut: what each stores, and the temporaries that it may load.
 
-        None where a temporary would have no reader.
+        None where a temporary would have no reader. `early`: what loads none.
         """
         g = self.graph
         rows = [a for t in self.outputs for a in t.shape.axes]
@@ -194,7 +220,7 @@ class Space:
         while ready:
             progress = []
             for t in ready:
-                allowed = {k: v for k, v in given.items() if k in level}
+                allowed = {k: v for k, v in given.items() if k in level and t.number not in early}
                 used = self._used([t.number], allowed, exclude=t.number)
                 if used is not None:
                     level[t.number] = 1 + max((level[u] for u in used), default=-1)
@@ -207,13 +233,13 @@ class Space:
         placed = [(level[t.number], targets[t.number]) for t in todo]
         used_at_all: set[int] = set()
         for out in self.outputs:
-            used = self._used([out.number], given, exclude=None)
+            used = self._used([out.number], {} if out.number in early else given, exclude=None)
             if used is None:
                 return None
             used_at_all |= used
             placed.append((1 + max((level[u] for u in used), default=-1), out))
         for t in todo:
-            others = {k: v for k, v in given.items() if k != t.number}
+            others = {k: v for k, v in given.items() if k != t.number and t.number not in early}
             used_at_all |= self._used([t.number], others, exclude=t.number) or set()
         if used_at_all != set(given):
             return None  # a temporary that nobody loads
@@ -323,18 +349,6 @@ class Space:
 
     # -- kernels --------------------------------------------------------------------------------
 
-    def _groups(
-        self, stage: Sequence[Target], given: Mapping[int, Expr], sizes: Sizes, separate: bool
-    ) -> list[list[Branch]]:
-        """For each branch of a stage its options, best first. `separate`: a branch a store."""
-        groups: dict[object, list[Target]] = {}
-        for t in stage:
-            key: object = t.shape.tensor.name if separate else frozenset(t.shape.axes)
-            groups.setdefault(key, []).append(t)
-        return [
-            [b for _, b in self._group(tuple(group), given, sizes)] for group in groups.values()
-        ]
-
     def _group(
         self, group: tuple[Target, ...], given: Mapping[int, Expr], sizes: Sizes
     ) -> list[tuple[float, Branch]]:
@@ -361,7 +375,8 @@ class Space:
         stored = frozenset(a for t in group for a in t.shape.axes)
         numbers = tuple(t.number for t in group)
         below = {k: v for k, v in given.items() if k not in numbers}
-        for split in self._splits(stored):
+        common = stored.intersection(*(t.shape.axes for t in group))
+        for split in dict.fromkeys(s & common for s in self._splits(stored)):
             terms = self._terms(numbers, split, below, dict(sizes))
             if any(not t for t in terms):
                 continue
@@ -473,10 +488,36 @@ class Space:
         return options
 
 
+def _same_axes(stage: Sequence[Target]) -> list[list[Target]]:
+    groups: dict[frozenset[Axis], list[Target]] = {}
+    for t in stage:
+        groups.setdefault(frozenset(t.shape.axes), []).append(t)
+    return list(groups.values())
+
+
+def _within_axes(stage: Sequence[Target]) -> list[list[Target]]:
+    """Stores with those that have all of their axes, and some more, which are then held whole."""
+    groups: list[list[Target]] = []
+    for t in sorted(stage, key=lambda t: -len(t.shape.axes)):
+        home = next((g for g in groups if set(t.shape.axes) <= set(g[0].shape.axes)), None)
+        if home is None:
+            groups.append([t])
+        else:
+            home.append(t)
+    return groups
+
+
+def _each(stage: Sequence[Target]) -> list[list[Target]]:
+    return [[t] for t in stage]
+
+
+TOGETHER = (_same_axes, _within_axes, _each)  # which stores of a stage make one branch
+
+
 def _parts(programs: int, multiprocessors: int) -> list[int]:
     """Into how many parts a reduction may be split so that its programs fill the machine."""
     wanted = multiprocessors / max(programs, 1)
-    return [p for p in (2, 4, 8, 16, 32, 64) if wanted / 2 <= p <= 4 * wanted and programs * p > 1]
+    return [p for p in (2, 4, 8, 16, 32, 64) if wanted / 2 <= p <= 32 * wanted and wanted > 1]
 
 
 def _stored(value: Expr, dtype: str) -> Expr:
