@@ -245,6 +245,9 @@ def _try(
         if not run.settings.allow_unsafe or "raised" in result.witness:
             _refuse(run, guilty, "gate", str(result), result.witness, result.worst)
             return guilty
+        run.gate = result  # admitted all the same: the kernel says so
+        source = _emitted(run, drafts)
+        assert isinstance(source, str)
     run.picks, run.source, run.gate = tuple(drafts), source, result
     return None
 
@@ -386,11 +389,18 @@ def notes(run: Run, picks: Sequence[Draft]) -> Notes:
         target=run.settings.target,
         verdict=f"{lowest}, on {lowest.scope}" if lowest.scope else str(lowest),
         predicted=tuple(_predicted(run, p) for p in picks),
-        sentences=_sentences(run, picks[0].candidate.graph),
+        sentences=(*_sentences(run, picks[0].candidate.graph), *_warning(run)),
         spec=Path(run.spec.file).name if run.spec.file else "",
         precision=run.settings.precision,
         globals=_globals(run.spec.fn),
     )
+
+
+def _warning(run: Run) -> tuple[str, ...]:
+    """What the numeric gate says of a kernel that was admitted against it."""
+    if run.gate is None or run.gate.passed:
+        return ()
+    return (f"UNSAFE, admitted by --allow-unsafe. Numeric gate: {run.gate}.",)
 
 
 def at_sizes(sizes: Sizes) -> str:

@@ -113,7 +113,7 @@ def _search(run: Run) -> Json:
         "saturation": asdict(o.saturation),
         "bound": o.bound,  # operators, of an exhaustive search
         # forms of an output that were found and lose precision where the program does not, with
-        # their error on the worst of the hostile samples
+        # the worst of the hostile inputs
         "refused_forms": o.refused,
         "shifts": o.laws,
     }

@@ -60,6 +60,7 @@ class Work:
     context: Context
     dot: Dot | None = None
     special: int = 0  # of which evaluations by the special-function unit
+    words: int = 1  # registers that a lane's result takes
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Features:
     work: list[Work] = field(default_factory=list)
     accumulators: list[tuple[frozenset[Axis], tuple[Axis, ...]]] = field(default_factory=list)
     passes: int = 0  # loops one after another, at the outermost level
+    online: bool = False  # whether accumulators use one another in a loop
 
     @cached_property
     def roles(self) -> dict[Axis, str]:
@@ -113,6 +115,7 @@ def _walk(items: tuple[Item, ...], context: Context, out: Features, fused: set[E
             inner = context.inside(item.axis, loop_bounds(out.branch, item))
             dotted = any(dot_of(out.branch, node) is not None for node in item.reductions)
             online = any(node.op == "online" for node in item.reductions)
+            out.online |= online
             for node in item.reductions:
                 tile = frozenset(a for a in node.free if out.branch.role(a) != "loop")
                 if not dotted and not online:  # it keeps the tile's shape until the loop has ended
@@ -135,7 +138,8 @@ def _compute(node: Expr, context: Context, out: Features, fused: set[Expr]) -> N
         _reduction(node, context, out)
     elif node.op in OPS and node.dtype != "index" and node not in fused:
         row = OPS[node.op]
-        out.work.append(Work(row.cost, node.free, context, None, row.special))
+        words = 2 if DTYPES[node.dtype].bytes == 8 else 1
+        out.work.append(Work(row.cost, node.free, context, None, row.special, words))
 
 
 def _reduction(node: Expr, context: Context, out: Features) -> None:

@@ -49,6 +49,9 @@ class Reductions(Accesses):
         """What is reduced, neutral in lanes beyond the bound axes' extents."""
         body, monoid = core(body_of(e)), e.attr.monoid
         code = self.at(body, order)
+        if body.op == "const":  # a tile of it, as a literal has no shape to be broadcast from
+            kind = "tl.int32" if body.dtype == "bool" else triton_type(body.dtype)
+            code = quote("tl.full(" + self.shape(order) + ", {0}, " + kind + ")", code)
         bound = [a for a in e.attr.axes if a in self.masked]
         if body.dtype == "bool":
             code = quote("{0}.to(tl.int32)", code)
@@ -58,7 +61,7 @@ class Reductions(Accesses):
         if conditions:
             neutral = literal(_neutral(e), e.dtype not in ("f32", "f16", "bf16", "i32", "bool"))
             code = quote("tl.where({0}, {1}, {2})", join("&", conditions), code, neutral)
-        if self.plan.tile(body) != set(order):
+        if self.plan.tile(body) != set(order) and body.op != "const":
             code = quote("tl.broadcast_to({0}, " + self.shape(order) + ")", code)
         return code
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from superopt.errors import IllFormed
-from superopt.mugraph.expr import BINDERS, Axis, Expr, Symbol, Tensor, axis, find, toposort
+from superopt.mugraph.expr import BINDERS, MARKERS, Axis, Expr, Symbol, Tensor, axis, find, toposort
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,12 @@ def _online_loops(b: Branch) -> Iterator[str]:
     for node in toposort(*(s.value for s in b.stores)):
         if node.op == "online" and [b.role(a) for a in node.attr.axes].count("loop") != 1:
             yield f"an online reduction over {[a.name for a in node.attr.axes]} has no loop"
+        elif node.op == "online":
+            around = {a for a in node.free if b.role(a) == "loop"}
+            read = [m.args[0] for m in toposort(*node.args[1:3]) if m.op in MARKERS]
+            own = [r for r in read if r.attr.axes == node.attr.axes]
+            if any({a for a in r.free if b.role(a) == "loop"} != around for r in own):
+                yield f"an online reduction's statistics lack its outer loops over {around}"
 
 
 def _no_shadowed_tile(b: Branch) -> Iterator[str]:

@@ -46,12 +46,13 @@ from superopt.mugraph.program import Branch, Store, illegal, store
 from superopt.mugraph.schedule import online_groups
 from superopt.search.shift import replaced
 
+_ZERO = const(0, "i32")
 LARGEST_HELD = 512  # elements of a stored axis that only some accumulators have
 
 
 def divide(branch: Branch, k: Axis, parts: int) -> tuple[Branch, Branch] | None:
     """The branch as two, with axis k in so many parts; None where that is not possible."""
-    if any(k in s.axes for s in branch.stores) or not is_const(k.extent):
+    if any(k in s.axes for s in branch.stores):
         return None
     members = accumulators(branch, k)
     if members is None or not members:
@@ -122,23 +123,22 @@ class _Cutter:
     def __init__(self, branch: Branch, k: Axis, parts: int) -> None:
         taken = branch.axes
         self.k = k
-        extent = k.extent.attr
-        self.size = -(-extent // parts)
-        self.parts = -(-extent // self.size)
-        self.part = fresh(Axis(f"{k.name}p", index(self.parts)), taken)
-        self.place = fresh(Axis(f"{k.name}c", index(self.size)), (*taken, self.part))
-        self.at = ix.add(ix.mul(axis(self.part), index(self.size)), axis(self.place))
-        whole = self.size * self.parts == extent
+        self.size = ix.floordiv(ix.add(k.extent, index(parts - 1)), index(parts))
+        if k.extent.op == "const":
+            parts = -(-k.extent.attr // self.size.attr)  # none is empty
+        self.part = fresh(Axis(f"{k.name}p", index(parts)), taken)
+        self.place = fresh(Axis(f"{k.name}c", self.size), (*taken, self.part))
+        self.at = ix.add(ix.mul(axis(self.part), self.size), axis(self.place))
+        whole = ix.mul(self.size, index(parts)) is k.extent
         self.inside = TRUE if whole else op("lt", self.at, k.extent)
         self.done: dict[Expr, Expr] = {}
 
     def length(self, plain: Expr) -> Expr:
         """The sum of a constant over the places of one part."""
-        if self.inside is TRUE:
-            size = index(self.size)
-        else:
-            left = ix.sub(self.k.extent, ix.mul(axis(self.part), index(self.size)))
-            size = op("minimum", left, index(self.size))
+        size = self.size
+        if self.inside is not TRUE:
+            left = ix.sub(self.k.extent, ix.mul(axis(self.part), size))
+            size = op("maximum", op("minimum", cast(left, "i32"), cast(size, "i32")), _ZERO)
         return op("mul", cast(size, plain.dtype), plain.args[0])
 
     def part_of(self, r: Expr) -> Expr:

@@ -87,7 +87,7 @@ class Outcome:
     assigned: int = 0
     configured: int = 0
     bound: int | None = None  # operators, of an exhaustive enumeration
-    refused: dict[str, float] = field(default_factory=dict)  # inaccurate forms and their errors
+    refused: dict[str, str] = field(default_factory=dict)  # inaccurate forms and their witnesses
     laws: dict[str, int] = field(default_factory=dict)  # shifts found, and terms tried for each
 
     @property

@@ -39,7 +39,7 @@ class Result:
     counts: Counts
     assigned: int = 0
     configured: int = 0
-    refused: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     laws: dict[str, int] = field(default_factory=dict)
 
 
@@ -98,8 +98,7 @@ def encode(result: Result) -> dict[str, Any]:
         for f in result.found
     ]
     counts = [asdict(result.counts), result.assigned, result.configured]
-    refused = {t: repr(e) for t, e in result.refused.items()}  # JSON has no infinity
-    return {"task": result.task, "found": found, "counts": counts, "refused": refused,
+    return {"task": result.task, "found": found, "counts": counts, "refused": result.refused,
             "laws": result.laws}  # fmt: skip
 
 
@@ -113,8 +112,8 @@ def decode(data: dict[str, Any]) -> Result:
         sizes = tuple((str(n), int(v)) for n, v in row["sizes"])
         found.append(Found(graph, sizes, configs, tuple(Prediction(**p) for p in row["parts"])))
     counts, assigned, configured = data["counts"]
-    refused = {t: float(e) for t, e in data["refused"].items()}
     task, laws = tuple(data["task"]), data["laws"]
+    refused = data["refused"]
     return Result(task, found, Counts(**counts), assigned, configured, refused, laws)
 
 

@@ -139,12 +139,25 @@ class Fingerprints:
         if kind == "bool":
             v = (state >> 7) % 4 < np.resize(TRUTH, self.worlds)
         elif kind == "int":
-            v = (state >> 7) % 5
+            v = self._integers(state >> 7, node)
         else:
             cubed = ((state % 100003) / 50001.5 - 1.0) ** 3  # most are small, some are not
             scale, offset = self.scales(node.attr.name)
             v = _rounded(scale * cubed + offset, node.dtype).astype(self.precision)
         return np.where(self.values[node.args[-1]].astype(bool), v, np.zeros((), v.dtype))
+
+    def _integers(self, state: Array, node: Expr) -> Array:
+        """Small numbers, of which many are equal, in half of the worlds; else as large as allowed.
+
+        What has no bounds is compared with indices, or is an index: as large as axes are.
+        """
+        low, high = 0, 1 << 12
+        if node.attr.bounds is not None:
+            low, high = (int(self.value(e)) for e in node.attr.bounds)
+        count = max(high - low, 1)
+        large = np.arange(self.worlds) % 2 == 1
+        v: Array = np.where(large, low + state % count, low + state % min(count, 5))
+        return v
 
     def _product(self, body: Expr, operand: str) -> Array:
         """The body of a dot: a product of operands rounded to their type, which may overflow."""
@@ -253,6 +266,14 @@ def relative_errors(want: Array, got: Array) -> Array:
         error = np.where(compared, np.abs(got - want), 0.0) / largest
     error = np.where(compared & ~np.isfinite(got), np.inf, error)
     return np.asarray(error.max(axis=0))
+
+
+def worst(errors: Array) -> str:
+    """`relative error inf where data are 400 * u + 0, weights 1 * u + 0, |u| <= 1`."""
+    world = int(np.argmax(errors))
+    (scale, offset), (weight, mean) = HOSTILE[world]
+    inputs = f"data are {scale:g} * u + {offset:g}, weights {weight:g} * u + {mean:g}, |u| <= 1"
+    return f"relative error {float(errors[world]):.2g} where {inputs}"
 
 
 def within(errors: Array, reference: Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

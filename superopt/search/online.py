@@ -92,6 +92,7 @@ class Online:
 
     shifts: Shifts = field(default_factory=Shifts)
     known: dict[tuple[tuple[Store, ...], Axis], tuple[Form, ...]] = field(default_factory=dict)
+    _without: dict[object, tuple[tuple[Store, ...], ...]] = field(default_factory=dict)
 
     def forms(self, stores: tuple[Store, ...], k: Axis) -> tuple[Form, ...]:
         """Forms of the stores with fewer passes over axis k, simplest first; often there is one."""
@@ -100,6 +101,19 @@ class Online:
             laws = self._laws(stores, k)
             self.known[key] = tuple(_checked(stores, k, laws)) if laws else ()
         return self.known[key]
+
+    def without_statistic(
+        self, stores: tuple[Store, ...], k: Axis
+    ) -> tuple[tuple[Store, ...], ...]:
+        """Stores whose values do not depend on a statistic, with a constant in its place.
+
+        Where U cancels out of a value, the statistic only guards its precision: a softmax without
+        its maximum is the same over the reals, and cheaper.
+        """
+        key = (stores, k)
+        if key not in self._without:
+            self._without[key] = tuple(_cancelled(stores, k))
+        return self._without[key]
 
     def _laws(self, stores: tuple[Store, ...], k: Axis) -> tuple[Law, ...]:
         """A law for each reduction that can join the pass of those it uses."""
@@ -434,6 +448,30 @@ def _sum_of_sizes(r: Expr, full: Sample) -> Array:
         body = np.where(np.isfinite(body), body, 0.0)
     most = body.max(axis=tuple(range(body.ndim - 1)))
     return np.asarray(most * full.weight(full.k) * len(full.all_points()))
+
+
+def _cancelled(stores: tuple[Store, ...], k: Axis) -> Iterator[tuple[Store, ...]]:
+    full = Sample(k)
+    reductions = over(stores, k)
+    used = {u for r in reductions for u in _used(r, k, set(reductions))}
+    for r in reductions:
+        if r not in used or not is_float(r.dtype):
+            continue
+        new = tuple(replace(s, value=replaced(s.value, {r: const(0.0, r.dtype)})) for s in stores)
+        pairs = (
+            (full.value(a.value), full.value(b.value)) for a, b in zip(new, stores, strict=True)
+        )
+        if all(_same_numbers(got, want) for got, want in pairs):
+            yield new
+
+
+def _same_numbers(found: Array, wanted: Array) -> bool:
+    """Whether values agree in the ordinary worlds."""
+    pair = np.broadcast_arrays(*np.atleast_1d(found, wanted))
+    got, want = (np.asarray(v, np.float64)[..., :ORDINARY] for v in pair)
+    with np.errstate(all="ignore"):
+        near = np.abs(got - want) <= CLOSE * np.abs(want) + 1e-12 * np.nanmax(np.abs(want))
+    return bool((near | np.isnan(want)).all()) and not np.isnan(want).all()
 
 
 def _reached(stores: tuple[Store, ...], k: Axis, laws: dict[Expr, Law]) -> list[Expr]:

@@ -48,7 +48,10 @@ def _places(extent: int) -> Array:
 
 
 class Sample(Fingerprints):
-    """Terms where axis k takes some of its sampled indices, by their numbers `chosen`."""
+    """Terms where axis k takes some of its sampled indices, by their numbers `chosen`.
+
+    `light`: the worlds, in turn, in which those are all the indices of k that there are.
+    """
 
     def __init__(
         self,
@@ -58,9 +61,12 @@ class Sample(Fingerprints):
         worlds: int = WORLDS,
         scales: Scales = _ordinary,
         dims: dict[Axis, int] | None = None,
+        seed: int = 0,
+        light: tuple[bool, ...] = (False,),
     ) -> None:
-        super().__init__(0, precision, worlds, scales)
+        super().__init__(seed, precision, worlds, scales)
         self.k, self.chosen = k, chosen
+        self.light = light
         self.hostile = scales is _ordinary  # else the worlds are the caller's
         if dims is not None:
             self.dims = dims
@@ -69,7 +75,8 @@ class Sample(Fingerprints):
 
     def part(self, chosen: tuple[int, ...] | None, known: Mapping[Expr, Array]) -> Sample:
         """The same worlds at some indices of k, where the values of some nodes are given."""
-        other = Sample(self.k, chosen, self.precision, self.worlds, self.scales, self.dims)
+        kept = self.worlds, self.scales, self.dims, self.seed, self.light
+        other = Sample(self.k, chosen, self.precision, *kept)
         other.values.update(known)
         other.parent = self
         return other
@@ -106,11 +113,13 @@ class Sample(Fingerprints):
         every = self.all_points()
         return every if self.chosen is None else every[list(self.chosen)]
 
-    def weight(self, a: Axis) -> float:
+    def weight(self, a: Axis) -> Any:
         if a != self.k:
             return super().weight(a)
         extent = float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
-        return extent / len(self.all_points())
+        weight = extent / len(self.all_points())
+        light = np.resize(self.light, self.worlds)
+        return np.where(light, 1.0, weight) if light.any() else weight
 
     def _load(self, node: Expr) -> Array:
         v = np.asarray(super()._load(node))

@@ -47,11 +47,16 @@ from superopt.search.sample import Sample
 from superopt.search.terms import Alphabet, Chosen, Terms
 
 PREFIX = (0, 2, 3, 5, 6)  # the sampled indices that a loop has met before the statistic changes
+CHECKED = ((0,), (5,), (1, 4), PREFIX)  # such indices on which a law is run
 MOST_AUXILIARIES = 3  # of one body
 MOST_FACTORS = 5
 ROWS = 48  # sample rows at which terms are compared
 FEWEST_ROWS = 6
 EXACT = 1e-8  # relative residual of a fit
+CLOSE = 1e-6  # of a law's value and the reduction's
+DISTINCT = 1e-8  # least over largest singular value of bodies that are told apart
+PRECISE = 1e-10  # relative error of a coefficient, as rounding leaves it
+MODERATE = 50.0  # at rows with such values at most, terms are compared, where there are enough
 INVERSE = {"exp": "log", "exp2": "log2"}
 
 
@@ -182,36 +187,69 @@ class Shifts:
         return self.known[key]
 
 
+class _States:
+    """Some indices of k, the prefix, as statistics move from its own values to those of all."""
+
+    def __init__(self, full: Sample, stats: tuple[Expr, ...], prefix: tuple[int, ...]) -> None:
+        self.prefix = tuple(n for n in prefix if n < len(full.all_points()))
+        bare = full.part(self.prefix, {})
+        self.new = {s: np.asarray(full.value(s), np.float64) for s in stats}
+        self.old = {s: np.asarray(bare.value(s), np.float64) for s in stats}
+        self.samples = []
+        for count in range(len(stats) + 1):  # how many have their new values
+            known = {s: (self.new if n < count else self.old)[s] for n, s in enumerate(stats)}
+            self.samples.append(full.part(self.prefix, known))
+
+
+def law_holds(law: Law, states: _States) -> bool:
+    """Whether a law gives what the reduction is, where all values are finite numbers."""
+    then, now = states.samples[0], states.samples[-1]
+    known = {before(s): v for s, v in states.old.items()}
+    known |= {after(s): v for s, v in states.new.items()}
+    known |= {prior(r): then.value(_bare(r)) for r in (law.reduction, *law.auxiliaries)}
+    view = then.part(states.prefix, known)
+    got, want = view.value(law.update), now.value(_bare(law.reduction))
+    size = np.abs(got) + np.abs(want)
+    with np.errstate(all="ignore"):
+        for accumulator, coefficient in law.terms:
+            value = known.get(prior(accumulator), np.ones(()))
+            size = size + np.abs(value * view.value(coefficient))
+        if law.reduction.attr.monoid == "sum":
+            size = size + now.value(_bare(law.reduction, op("abs", law.reduction.args[0])))
+        near = np.abs(got - want) <= CLOSE * size + 1e-100
+    usable = np.isfinite(size)
+    for s in law.statistics:  # not so large that a body vanishes
+        usable = usable & (np.abs(states.old[s]) < MODERATE) & (np.abs(states.new[s]) < MODERATE)
+    return bool((near | ~usable).all() and usable.any())
+
+
 class _Question:
     """The search for one law."""
 
     def __init__(self, r: Expr, k: Axis, stats: tuple[Expr, ...]) -> None:
         self.r, self.k, self.stats = r, k, stats
         self.tried = 0
-        full = Sample(k)
-        self.all_indices = len(full.all_points())
-        self.prefix = tuple(n for n in PREFIX if n < self.all_indices)
-        bare = full.part(self.prefix, {})
-        self.new = {s: np.asarray(full.value(s), np.float64) for s in stats}
-        self.old = {s: np.asarray(bare.value(s), np.float64) for s in stats}
-        self.samples = [self._state(full, n) for n in range(len(stats) + 1)]
-
-    def _state(self, full: Sample, moved: int) -> Sample:
-        """The prefix where the first `moved` statistics have their new values."""
-        known: dict[Expr, Array] = {}
-        for n, s in enumerate(self.stats):
-            known[s] = self.new[s] if n < moved else self.old[s]
-        return full.part(self.prefix, known)
+        # a product is one of the sampled values; a sum may be so large that what it moves vanishes
+        self.light = (True,) if r.attr.monoid == "prod" else (False, True, True)
+        self.states = _States(Sample(k, light=self.light), stats, PREFIX)
+        self.old, self.new, self.samples = self.states.old, self.states.new, self.states.samples
 
     def answer(self) -> Law | None:
-        if not self.stats or len(self.prefix) < 2:
+        if not self.stats or len(self.states.prefix) < 2:
             return None
         monoid = self.r.attr.monoid
         if monoid in ("sum", "max", "min") and is_float(self.r.dtype):
             found = self._linear()
-            if found is not None:
+            if found is not None and self._holds(found):
                 return found
-        return self._power() if monoid == "prod" else self._whole()
+        found = self._power() if monoid == "prod" else self._whole()
+        return found if found is not None and self._holds(found) else None
+
+    def _holds(self, law: Law) -> bool:
+        """Whether a law is right on other data, and from the first index on."""
+        full = Sample(self.k, seed=1, light=self.light)
+        states = [_States(full, self.stats, prefix) for prefix in CHECKED]
+        return all(law_holds(law, s) for s in states if s.prefix)
 
     # -- laws that are linear in the accumulators -------------------------------------------------
 
@@ -287,15 +325,19 @@ class _Question:
         extra = [x for x in candidates if x is not b and x not in own]
         options = [b, *own, *extra]
         arrays = old.rows(target, *(old.value(x) for x in options), *self._atoms(step)[1])
-        y, columns, atoms = arrays[0], arrays[1 : 1 + len(options)], arrays[1 + len(options) :]
+        columns, atoms = arrays[1 : 1 + len(options)], arrays[1 + len(options) :]
+        finite = np.isfinite(np.asarray([a[:, 0] for a in atoms])).all(axis=0)
+        y = np.where(finite[:, None], arrays[0], np.nan)
+        moved = np.broadcast_to(atoms[0] != atoms[1], y.shape)[:, 0]
         for count in range(MOST_AUXILIARIES + 1):
             for others in combinations(range(1, len(options)), count):
                 used = [0, *others]
-                fitted = _fit(y, [columns[n] for n in used])
+                fitted = _fit(y, [columns[n] for n in used], moved)
                 if fitted is None:
                     continue
                 rows, values = fitted
-                terms = self._terms(step, [a[rows, 0] for a in atoms], list(values.T))
+                known = [np.broadcast_to(a, y.shape)[rows, 0] for a in atoms]
+                terms = self._terms(step, known, list(values.T))
                 if terms is None:
                     continue
                 named = dict(zip([options[n] for n in used], terms, strict=True))
@@ -338,7 +380,7 @@ class _Question:
 
     def _terms(self, step: int, atoms: list[Array], targets: list[Array]) -> list[Expr] | None:
         exprs, _ = self._atoms(step)
-        rows = _spread(atoms, targets)
+        rows = _spread(atoms, targets, atoms[0] != atoms[1])
         if rows is None:
             return None
         alphabet = self._alphabet(step, exprs, [a[rows] for a in atoms])
@@ -410,15 +452,16 @@ class _Question:
 
     def _leap(self, first: int, then: int) -> Expr | None:
         """The accumulator after statistics first..then have moved, as a term of what it was."""
-        old, new = (self.samples[n].value(self._bare()) for n in (first, then))
+        old, new = (self.samples[n].value(_bare(self.r)) for n in (first, then))
         exprs, values = self._atoms(first)
         moved = range(first, then)
         for n in moved[1:]:
             exprs.append(after(self.stats[n]))
             values.append(self.new[self.stats[n]])
-        flat = self.samples[0].rows(new, old, *values)
-        target, known = flat[0][:, 0], [a[:, 0] for a in flat[1:]]
-        rows = _spread(known, [target])
+        changed = sum(self.old[self.stats[n]] != self.new[self.stats[n]] for n in moved)
+        flat = self.samples[0].rows(new, old, *values, np.asarray(changed))
+        target, *known, changed = (a[:, 0] for a in flat)
+        rows = _spread(known, [target], changed > 0)
         if rows is None or len(np.unique(target[rows])) < 3:
             return None
         known = [a[rows] for a in known]
@@ -432,12 +475,11 @@ class _Question:
         self.tried += search.tried
         return found if found is not None and prior(self.r) in toposort(found) else None
 
-    def _bare(self) -> Expr:
-        return make("reduce", self.r.args, Reduction(*_spec(self.r), None), self.r.dtype)
 
-
-def _spec(r: Expr) -> tuple[str, tuple[Axis, ...]]:
-    return r.attr.monoid, r.attr.axes
+def _bare(r: Expr, body: Expr | None = None) -> Expr:
+    """The reduction of its body, or of another, with no operands of a dot."""
+    spec = Reduction(r.attr.monoid, r.attr.axes, None)
+    return make("reduce", (r.args[0] if body is None else body,), spec, r.dtype)
 
 
 def _times(a: Expr, b: Expr) -> Expr:
@@ -474,47 +516,52 @@ def _factors(e: Expr) -> Iterator[Expr]:
             yield e
 
 
-def _fit(y: Array, columns: list[Array]) -> tuple[Array, Array] | None:
+def _fit(y: Array, columns: list[Array], moved: Array) -> tuple[Array, Array] | None:
     """Coefficients of columns that give y, row by row; None where some row has none.
 
-    Rows with values that are not finite, or too few to tell the coefficients, are left out.
+    Rows with values that are not finite, or too few to tell the coefficients, are left out; so are
+    those where rounding leaves little of a coefficient, if there are enough others.
     """
-    width = y.shape[1]
     x = np.stack([np.broadcast_to(c, y.shape) for c in columns], axis=-1)
-    if width < x.shape[-1] + 1:
+    if y.shape[1] < x.shape[-1] + 1:
         return None
-    finite = np.isfinite(y).all(axis=1) & np.isfinite(x).all(axis=(1, 2))
-    rows = np.flatnonzero(finite)
-    if len(rows) < FEWEST_ROWS:
-        return None
-    x, y = x[rows], y[rows]
     size = np.abs(x).max(axis=1, keepdims=True)
-    usable = (size > 1e-100).all(axis=(1, 2)) & (size < 1e100).all(axis=(1, 2))
-    rows, x, y, size = rows[usable], x[usable], y[usable], size[usable]
-    if len(rows) < FEWEST_ROWS:
+    usable = np.isfinite(y).all(axis=1) & ((size > 1e-100) & (size < 1e100)).all(axis=(1, 2))
+    rows = np.flatnonzero(usable)
+    if moved[rows].sum() < FEWEST_ROWS:
         return None
+    x, y, size = x[rows], y[rows], size[rows]
     u, s, vt = np.linalg.svd(x / size, full_matrices=False)
-    clear = s[:, -1] > 1e-5 * s[:, 0]
-    if clear.sum() < FEWEST_ROWS:
-        return None
-    u, s, vt, y = u[clear], s[clear], vt[clear], y[clear]
     projected = np.einsum("rkm,rk->rm", u, y)
     left = y - np.einsum("rkm,rm->rk", u, projected)
     scale = np.abs(y).max(axis=1) + np.abs(projected).max(axis=1)
-    if (np.abs(left).max(axis=1) > EXACT * scale).any():
+    clear = s[:, -1] > DISTINCT * s[:, 0]
+    if (np.abs(left).max(axis=1) > EXACT * scale)[clear].any():
         return None
-    values = np.einsum("rmc,rm->rc", vt, projected / s) / size[clear][:, 0, :]
-    return rows[clear], values
+    with np.errstate(all="ignore"):
+        inverse = vt / s[:, :, None] / size
+        values = np.einsum("rmc,rm->rc", inverse, projected)
+        error = np.finfo(np.float64).eps * scale[:, None] * np.abs(inverse).max(axis=1)
+        values = np.where(np.abs(values) < 10 * error, 0.0, values)
+        precise = clear & ((error < PRECISE * np.abs(values)).all(axis=1) | ~moved[rows])
+    if (precise & moved[rows]).sum() >= FEWEST_ROWS:
+        clear = precise
+    if (clear & moved[rows]).sum() < FEWEST_ROWS:
+        return None
+    return rows[clear], values[clear]
 
 
-def _spread(atoms: list[Array], targets: list[Array]) -> Array | None:
-    """Up to ROWS sample rows where all is finite, evenly over those there are."""
-    fine = np.ones(len(targets[0]), bool)
-    for a in (*atoms, *targets):
-        fine &= np.isfinite(a)
-    rows = np.flatnonzero(fine)
-    if len(rows) < FEWEST_ROWS:
+def _spread(atoms: list[Array], targets: list[Array], moved: Array) -> Array | None:
+    """Up to ROWS sample rows where all is finite, of moderate size if possible.
+
+    Those where the statistic has moved come first; None where these are too few to tell.
+    """
+    largest = np.max(np.abs([*atoms, *targets]), axis=0)
+    rows = np.flatnonzero(np.isfinite(largest))
+    moderate = rows[largest[rows] < MODERATE]
+    if moved[moderate].sum() >= FEWEST_ROWS:
+        rows = moderate
+    if moved[rows].sum() < FEWEST_ROWS:
         return None
-    rng = np.random.default_rng(0)
-    picked = rng.choice(rows, size=min(ROWS, len(rows)), replace=False)
-    return np.asarray(np.sort(picked))
+    picked = np.random.default_rng(0).permutation(rows)[:ROWS]
+    return np.asarray(picked[np.argsort(~moved[picked], kind="stable")])

@@ -27,15 +27,15 @@ from superopt.search.division import divide as divided
 from superopt.search.egraph import EGraph
 from superopt.search.exhaustive import LARGEST, Exhausted, enumerate_all, operators
 from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
-from superopt.search.fingerprint import within
-from superopt.search.online import Form, LoopAccuracy, Online
+from superopt.search.fingerprint import within, worst
+from superopt.search.online import LoopAccuracy, Online
 from superopt.search.partition import operand_type, temporary
 from superopt.search.roles import branches
 
 VARIANTS = 4  # branches of a group that become candidates of their own
 NOMINAL_TILE = 64
 MOST_EARLY = 3  # outputs of a program of which subsets are tried
-WORTH_SPLITTING = 0.55  # of the unsplit time: predictions must promise much for a second launch
+WORTH_SPLITTING = 0.6  # of the unsplit time: predictions must promise much for a second launch
 Sizes = tuple[tuple[str, int], ...]
 
 
@@ -80,7 +80,7 @@ class Tally:
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0  # role assignments looked at
     models: dict[object, int] = field(default_factory=dict)  # configurations predicted for each
-    refused: dict[Expr, float] = field(default_factory=dict)  # inaccurate terms and their errors
+    refused: dict[Expr, str] = field(default_factory=dict)  # inaccurate terms and their witnesses
     laws: dict[str, int] = field(default_factory=dict)  # shifts in use, terms tried for each
     parts: dict[object, None] = field(default_factory=dict)  # tallies that this one includes
 
@@ -396,11 +396,14 @@ class Space:
     def _one_pass(self, branch: Branch) -> Iterator[Branch]:
         """The branch with fewer passes over its looped axes, where shifts are found for that."""
         stores = robust = branch.stores
+        yield from self._without_statistics(branch)
         for name, role in branch.roles:
             if role != "loop":
                 continue
             k = next(a for a in branch.axes if a.name == name)
-            forms = [f for f in self.online.forms(stores, k) if self._as_accurate(f, stores, k)]
+            forms = [
+                f for f in self.online.forms(stores, k) if self._as_accurate(f.stores, stores, k)
+            ]
             if forms:
                 robust = forms[-1].stores if forms[-1].splits else robust
                 stores = forms[0].stores
@@ -410,6 +413,17 @@ class Space:
             if illegal(online) is None:
                 self._splittable[online] = replace(branch, stores=robust)
                 yield online
+
+    def _without_statistics(self, branch: Branch) -> Iterator[Branch]:
+        """The branch with a constant for a statistic that cancels out of its values."""
+        for name, role in branch.roles:
+            k = next(a for a in branch.axes if a.name == name)
+            for stores in self.online.without_statistic(branch.stores, k) if role == "loop" else ():
+                if self._as_accurate(stores, branch.stores, k):
+                    bare = Branch(stores, ())
+                    names = {a.name for a in bare.axes}
+                    roles = tuple((n, r) for n, r in branch.roles if n in names)
+                    yield replace(bare, roles=roles)
 
     def _divided(self, branch: Branch, sizes: Sizes) -> tuple[Branch, Branch] | None:
         """The branch as a kernel a part and one that merges, if that is predicted to be faster."""
@@ -438,14 +452,14 @@ class Space:
                 best, least = pair, time
         return best
 
-    def _as_accurate(self, form: Form, stores: tuple[Store, ...], k: Axis) -> bool:
+    def _as_accurate(self, found: tuple[Store, ...], stores: tuple[Store, ...], k: Axis) -> bool:
         """Whether a form loses no precision against the plain one; noted where it does."""
         if self.allow_unsafe:
             return True
-        for new, old in zip(form.stores, stores, strict=True):
+        for new, old in zip(found, stores, strict=True):
             errors = self.accuracy.loop_errors(new.value, k)
             if not within(errors, self.accuracy.loop_errors(old.value, k)).all():
-                self.tally.refused[new.value] = float(errors.max())
+                self.tally.refused[new.value] = worst(errors)
                 return False
         return True
 
@@ -459,7 +473,7 @@ class Space:
             return terms
         verdicts = list(zip(terms, self.accuracy.as_good(terms, target.written), strict=True))
         lossy = [t for t, safe in verdicts if not safe]
-        self.tally.refused.update({t: float(self.accuracy.errors(t).max()) for t in lossy})
+        self.tally.refused.update({t: worst(self.accuracy.errors(t)) for t in lossy})
         kept = [t for t, safe in verdicts if safe]
         return kept if cut else [*kept, target.written]
 
