@@ -11,7 +11,7 @@ STAMP  := .venv/.installed
 .PHONY: demo test check .venv clean
 
 demo: $(STAMP)
-	$(BIN)/superopt search examples/rmsnorm_linear.py --out results/demo
+	$(BIN)/superopt search examples/attention.py --out results/demo
 
 test: $(STAMP)
 	$(BIN)/pytest -q -n $(JOBS)

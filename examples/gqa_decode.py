@@ -14,7 +14,7 @@ S = Dim("S", min=1, max=65536)
     k=Tensor(1, 8, S, 128),
     v=Tensor(1, 8, S, 128),
     dtype=torch.float16,
-    tune_at=[{"S": 8192}, {"S": 256}],
+    tune_at=[{"S": 8192}],
 )
 def gqa_decode(q, k, v):
     k, v = (x.repeat_interleave(4, dim=1) for x in (k, v))

@@ -32,8 +32,8 @@ from superopt.mugraph.expr import (
 from superopt.mugraph.text import inline
 from superopt.search.shift import Law, Shifts, after, before, statistics
 
-ROW, K = Axis("i", index(7)), Axis("k", index(1000))
 ROWS, PLACES, PREFIX = 24, 40, 25  # rows of data, places on K, those that the loop has met
+ROW, K = Axis("i", index(7)), Axis("k", index(PLACES))
 FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.true_divide,
     "pow": np.power, "neg": np.negative, "abs": np.abs, "square": np.square, "sqrt": np.sqrt,
@@ -58,7 +58,7 @@ LEAVES = (X, Y, Z, W, C, M)
 
 
 def fresh_data(seed: int, leaves: Sequence[Expr] = LEAVES) -> Data:
-    """Normal data; in some rows rounded to halves, so that there are ties, or shifted."""
+    """Normal data; in some rows rounded, so that there are ties and zeros, or shifted."""
     rng = np.random.default_rng(seed)
     data = {}
     for e in leaves:
@@ -69,6 +69,8 @@ def fresh_data(seed: int, leaves: Sequence[Expr] = LEAVES) -> Data:
         v = rng.normal(size=shape)
         v[::6] = np.round(2 * v[::6]) / 2
         v[1::6] = 0.3 * v[1::6] + 2.0
+        v[2::6] = np.round(v[2::6])
+        v[3::6] = np.round(v[3::6])
         data[e.attr.name] = v
     return data
 
@@ -212,26 +214,27 @@ def _closed(basis: list[Expr], moved: Moved, r: Expr) -> str:
 
 
 def _combination(y: np.ndarray, columns: list[np.ndarray]) -> np.ndarray | None:
-    """Coefficients that give y in every row, from the rows themselves."""
-    found = []
+    """Coefficients that give y in every row; NaN in rows where several would do."""
+    found = np.full((len(y), len(columns)), np.nan)
     for n in range(len(y)):
         x = np.stack([c[n] for c in columns], axis=1)
-        size = np.abs(x).max(axis=0)
-        if not (np.isfinite(x).all() and np.isfinite(y[n]).all() and (size > 1e-30).all()):
+        size = np.abs(x).max(axis=0) + 1e-30
+        if not (np.isfinite(x).all() and np.isfinite(y[n]).all()):
             return None
         values, _, rank, _ = np.linalg.lstsq(x / size, y[n], rcond=1e-9)
-        left = np.abs(x / size @ values - y[n]).max()
-        if rank < x.shape[1] or left > 1e-8 * (np.abs(y[n]).max() + 1e-30):
+        if np.abs(x / size @ values - y[n]).max() > 1e-8 * (np.abs(y[n]).max() + 1e-30):
             return None
-        found.append(values / size)
-    return np.asarray(found)
+        if rank == len(columns):
+            found[n] = values / size
+    return None if np.isnan(found).any(axis=1).sum() > ROWS / 4 else found
 
 
 def _is_short(value: np.ndarray, moved: Moved, step: int, r: Expr) -> bool:
     """Whether a coefficient is a constant times a term of at most two operators."""
     s = moved.statistics[step]
     old, new = (np.broadcast_to(v[s], (ROWS, 1))[:, 0] for v in (moved.old, moved.new))
-    old, new, value = (v[moved.old[s][:, 0] != moved.new[s][:, 0]] for v in (old, new, value))
+    told = (old != new) & np.isfinite(value)
+    old, new, value = old[told], new[told], value[told]
     if np.abs(value).max(initial=0.0) < 1e-9:
         return True
     names = {e.op for e in _own(r.args[0], moved.statistics)} & set(FUNCTIONS)
@@ -283,7 +286,7 @@ def _reduced(monoid: str, body: Expr) -> Expr:
 
 
 def _mean(body: Expr) -> Expr:
-    return op("div", _reduced("sum", body), number(1000.0))
+    return op("div", _reduced("sum", body), number(PLACES))
 
 
 def _exp_sum(x: Expr) -> Expr:

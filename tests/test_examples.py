@@ -51,6 +51,11 @@ TABLE = (
     # two launches and prologues are 40% of its predicted time, and few programs re-read weights
     Row("mlp", {}, launches=2, distinct=1.1, time=3.3),
     Row("chain", {}, launches=2, flops=1 / 32),
+    Row("attention", {"B": 1, "S": 129}, launches=1, distinct=1.02),
+    # 8 heads leave the machine to parts of the cache, and a second launch to merge them
+    Row("gqa_decode", {"S": 4097}, launches=2, distinct=1.05, requested=1.1, time=2.3),
+    Row("cross_entropy", {"B": 3}, launches=1, requested=1.05),
+    Row("layernorm_linear", {"B": 67}, launches=1, distinct=1.02, time=3.3),
     Row("pointwise", {"B": 67}, 1, 1.02, requested=1.01, requested_of=("x", "y", "row")),
 )
 MORE_SIZES = {  # of one search: sizes beside the row's, with the requested bytes that hold there
@@ -67,6 +72,9 @@ def inputs(spec: Spec, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
     made = {}
     for name, tensor in spec.tensors.items():
         shape = [sizes[e.__name__] if is_dim(e) else e for e in tensor.extents]
+        if tensor.range is not None:
+            made[name] = torch.randint(*tensor.range, shape, generator=generator)
+            continue
         made[name] = torch.randn(shape, generator=generator).to(tensor.dtype)
     return made
 

@@ -6,6 +6,7 @@ would take minutes); some rows are emitted at small sizes and metered there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -34,17 +35,23 @@ from superopt.spec import Spec
 from superopt.verify.judge import judge
 
 H200 = load_profile("h200")
-QUICK = (  # the others take longer to search, and are marked slow
-    "sliding_window", "logsumexp-262144", "softmax-50257", "cross_entropy-50257", "entropy-4096",
-    "kl_divergence-4096", "variance-262144", "skewness-4096", "argmax", "group_norm_silu",
+EVERY_ROW = os.environ.get("SUPEROPT_TABLE") == "all"  # by hand: the whole table, for minutes
+SEARCHED = (
+    "attention", "causal", "sliding_window", "key_lengths", "tree_mask", "sink_joined",
+    "gqa_expand-b1-256", "gqa_expand-b1-4096", "gqa_expand-b64-4096", "logsumexp-262144",
+    "softmax-50257", "cross_entropy-50257", "entropy-4096", "kl_divergence-4096",
+    "variance-262144", "skewness-4096", "argmax", "top1_of_logits", "group_norm_silu",
+    "linear_cross_entropy", "norm_linear",
 )  # fmt: skip
-DISGUISED = ("logsumexp-262144", "cross_entropy-50257", "entropy-4096")
-METERED = ("logsumexp-262144", "variance-262144", "argmax", "cross_entropy_ignoring")
+DISGUISED = ("attention", "logsumexp-262144", "cross_entropy-50257", "entropy-4096")
+METERED = (
+    "logsumexp-262144", "variance-262144", "argmax", "cross_entropy_ignoring", "causal",
+    "tree_mask_sdpa",
+)  # fmt: skip
 
 
 def marked(names: Sequence[str]) -> list:
-    slow = pytest.mark.slow
-    return [pytest.param(r, id=r.name, marks=() if r.name in names else slow) for r in table.TABLE]
+    return [pytest.param(r, id=r.name) for r in table.TABLE if EVERY_ROW or r.name in names]
 
 
 # -- what a µGraph asks of memory ---------------------------------------------------------------

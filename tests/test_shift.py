@@ -11,6 +11,7 @@ import os
 import numpy as np
 import pytest
 from random_shifts import (
+    PLACES,
     ROW,
     C,
     K,
@@ -54,7 +55,7 @@ def exp(e: Expr) -> Expr:
 
 
 MAX, MAX_Y = reduce("max", [K], X), reduce("max", [K], Y)
-MEAN = op("div", total(X), number(1000.0))
+MEAN = op("div", total(X), number(PLACES))
 CENTRED = sub(X, MEAN)
 EXPS = total(exp(sub(X, MAX)))
 EXPS_Y = total(exp(sub(Y, MAX_Y)))
@@ -142,9 +143,9 @@ def test_the_first_place_of_a_maximum() -> None:
     """Ties and NaN: the accumulator stays while the maximum does, and while that is NaN."""
     place = cast(axis(K), "i64")
     wins = op("or", op("eq", X, MAX), op("isnan", X))
-    first = reduce("min", [K], op("where", wins, place, const(1000, "i64")))
+    first = reduce("min", [K], op("where", wins, place, const(PLACES, "i64")))
     law = law_for(first)
-    assert law.text == "i64(where(isnan(s_old) | s_old == s_new, acc, 1000.0))"
+    assert law.text == "i64(where(isnan(s_old) | s_old == s_new, acc, 40.0))"
     data = fresh_data(3)
     assert broken_by(law, 3, data) is None
     data["x"][::2, 1::3] = np.nan

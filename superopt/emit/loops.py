@@ -102,7 +102,7 @@ class Loops(Ranges):
     def given(self, section: Section, item: Loop) -> Iterator[None]:
         """Write lines for tiles that satisfy the section's conditions."""
         before = self.holds, self.masked, self.uses
-        if section.holds:
+        if section.inside:
             self.holds |= section.holds
             self.masked = self.masked - {item.axis}
             self.uses = self.uses_left(item)

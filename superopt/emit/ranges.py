@@ -21,13 +21,16 @@ SPOKEN = {
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a loop's range. `holds` are conditions that all lanes of its tiles satisfy, which
-    then lie inside the axis's extent."""
+    """A part of a loop's range. `holds` are conditions that all lanes of its tiles satisfy.
+
+    `inside`: its tiles lie inside the axis's extent.
+    """
 
     begin: str
     end: str
     comment: str = ""
     holds: frozenset[Expr] = frozenset()
+    inside: bool = False
 
 
 class Ranges(Reductions):
@@ -40,11 +43,21 @@ class Ranges(Reductions):
         """
         bounds = loop_bounds(self.branch, loop)
         if bounds is None:
-            return [Section("0", text(self.extent(loop.axis)))]
+            end = text(self.extent(loop.axis))
+            online = any(r.op == "online" for r in loop.reductions)
+            if online and loop.axis in self.masked and self.has_dot(loop):
+                return self.whole_and_last(loop.axis, end)
+            return [Section("0", end)]
         begin, end = self.begin(bounds), self.end(bounds)
         if not bounds.tested or not self.has_dot(loop):
             return [Section(begin, end)]
         return self.split(bounds, begin, end)
+
+    def whole_and_last(self, a: Axis, end: str) -> list[Section]:
+        """Tiles that lie inside the axis's extent, and the one that may not."""
+        last, block = f"{self.index_names[a]}_full_end", self.block(a)
+        self.define(last, quote("{0} // {1} * {1}", quote(end), block))
+        return [Section("0", last, inside=True), Section(last, end, "the tile at the end")]
 
     def has_dot(self, loop: Loop) -> bool:
         inner = [i for i in loop.body if isinstance(i, Loop)]
@@ -68,9 +81,8 @@ class Ranges(Reductions):
             sections.append(Section(begin, limit, f"tiles in which {conditions} must be tested"))
         self.define(f"{name}_full_end", last)
         holds = frozenset(bounds.tested)
-        middle = Section(
-            first, f"{name}_full_end", f"tiles in which {conditions} holds everywhere", holds
-        )
+        everywhere = f"tiles in which {conditions} holds everywhere"
+        middle = Section(first, f"{name}_full_end", everywhere, holds, inside=True)
         tail = Section(f"{name}_full_end", end, f"tiles in which {conditions} must be tested")
         return [*sections, middle, tail]
 

@@ -44,6 +44,7 @@ from superopt.mugraph.expr import (
 from superopt.mugraph.ops import identity
 from superopt.mugraph.program import Branch, Store, illegal, store
 from superopt.mugraph.schedule import online_groups
+from superopt.mugraph.threads import core
 from superopt.search.shift import replaced
 
 _ZERO = const(0, "i32")
@@ -161,6 +162,11 @@ class _Cutter:
         moved = self._inside(body)
         if self.inside is TRUE:
             return moved
+        product = core(moved)
+        if spec.monoid == "sum" and product.op == "mul":  # it stays a product: it may be a dot
+            a, b = sorted(product.args, key=lambda e: core(e).op == "load")
+            masked = op("where", self.inside, a, const(0, a.dtype))
+            return cast(make("mul", (masked, b), None, product.dtype), moved.dtype)
         neutral = identity(spec.monoid, body.dtype)
         return op("where", self.inside, moved, const(neutral, body.dtype))
 

@@ -24,7 +24,7 @@ from itertools import combinations
 
 import numpy as np
 
-from superopt.mugraph.dtypes import is_float
+from superopt.mugraph.dtypes import DTYPES, is_float
 from superopt.mugraph.expr import (
     MARKERS,
     Axis,
@@ -55,7 +55,7 @@ FEWEST_ROWS = 6
 EXACT = 1e-8  # relative residual of a fit
 CLOSE = 1e-6  # of a law's value and the reduction's
 DISTINCT = 1e-8  # least over largest singular value of bodies that are told apart
-PRECISE = 1e-10  # relative error of a coefficient, as rounding leaves it
+PRECISE = 1e-11  # relative error of a coefficient, as rounding leaves it
 MODERATE = 50.0  # at rows with such values at most, terms are compared, where there are enough
 INVERSE = {"exp": "log", "exp2": "log2"}
 
@@ -217,6 +217,10 @@ def law_holds(law: Law, states: _States) -> bool:
         if law.reduction.attr.monoid == "sum":
             size = size + now.value(_bare(law.reduction, op("abs", law.reduction.args[0])))
         near = np.abs(got - want) <= CLOSE * size + 1e-100
+        if law.reduction.attr.monoid in ("max", "min"):  # U of a larger value is none smaller
+            value = known[prior(law.reduction)]
+            known[prior(law.reduction)] = value + np.abs(value) + 1
+            near = near & ~(then.part(states.prefix, known).value(law.update) < got)
     usable = np.isfinite(size)
     for s in law.statistics:  # not so large that a body vanishes
         usable = usable & (np.abs(states.old[s]) < MODERATE) & (np.abs(states.new[s]) < MODERATE)
@@ -417,10 +421,12 @@ class _Question:
         condition = op("eq", before(s), after(s))
         if is_float(s.dtype):
             condition = op("or", condition, op("isnan", before(s)))
-        neutral = {float(identity(self.r.attr.monoid, self.r.dtype)), 0.0}
-        neutral |= {float(e.attr) for e in body if e.op == "const" and e.dtype == self.r.dtype}
+        own, kind = self.r.dtype, DTYPES[self.r.dtype].kind
+        neutral = {const(identity(self.r.attr.monoid, own), own), const(0, own)}
+        neutral |= {e for e in body if e.op in ("const", "sym") and DTYPES[e.dtype].kind == kind}
         holds = (values[0] == values[1]) | np.isnan(values[0])
-        return [Chosen(condition, holds, const(n, self.r.dtype)) for n in sorted(neutral)]
+        worth = {e: float(self.samples[0].value(e)) for e in neutral}
+        return [Chosen(condition, holds, cast(e, own), worth[e]) for e in sorted(neutral)]
 
     # -- other laws -------------------------------------------------------------------------------
 
@@ -520,7 +526,7 @@ def _fit(y: Array, columns: list[Array], moved: Array) -> tuple[Array, Array] | 
     """Coefficients of columns that give y, row by row; None where some row has none.
 
     Rows with values that are not finite, or too few to tell the coefficients, are left out; so are
-    those where rounding leaves little of a coefficient, if there are enough others.
+    those where rounding leaves little of a coefficient, but for a few.
     """
     x = np.stack([np.broadcast_to(c, y.shape) for c in columns], axis=-1)
     if y.shape[1] < x.shape[-1] + 1:
@@ -543,12 +549,13 @@ def _fit(y: Array, columns: list[Array], moved: Array) -> tuple[Array, Array] | 
         values = np.einsum("rmc,rm->rc", inverse, projected)
         error = np.finfo(np.float64).eps * scale[:, None] * np.abs(inverse).max(axis=1)
         values = np.where(np.abs(values) < 10 * error, 0.0, values)
-        precise = clear & ((error < PRECISE * np.abs(values)).all(axis=1) | ~moved[rows])
-    if (precise & moved[rows]).sum() >= FEWEST_ROWS:
-        clear = precise
-    if (clear & moved[rows]).sum() < FEWEST_ROWS:
+        worst = (error / np.where(values == 0, 1.0, np.abs(values))).max(axis=1)
+    told = clear & moved[rows]
+    if told.sum() < FEWEST_ROWS:
         return None
-    return rows[clear], values[clear]
+    enough = np.sort(worst[told])[: 2 * FEWEST_ROWS][-1]
+    kept = clear & ((worst <= max(PRECISE, enough)) | ~moved[rows])
+    return rows[kept], values[kept]
 
 
 def _spread(atoms: list[Array], targets: list[Array], moved: Array) -> Array | None:

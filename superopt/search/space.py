@@ -34,6 +34,7 @@ from superopt.search.roles import branches
 
 VARIANTS = 4  # branches of a group that become candidates of their own
 NOMINAL_TILE = 64
+WORTH_MORE_PARTS = 0.95  # of the time with fewer parts: each adds partial results to move
 MOST_EARLY = 3  # outputs of a program of which subsets are tried
 WORTH_SPLITTING = 0.6  # of the unsplit time: predictions must promise much for a second launch
 Sizes = tuple[tuple[str, int], ...]
@@ -448,7 +449,7 @@ class Space:
             self.tally.assigned += 1
             ranks = [self._ranked((b,), sizes) for b in pair]
             time = sum(r[0][1].time_us for r in ranks) if all(ranks) else float("inf")
-            if time < least:
+            if time < least * (1.0 if best is None else WORTH_MORE_PARTS):
                 best, least = pair, time
         return best
 

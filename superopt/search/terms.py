@@ -39,11 +39,15 @@ MET_ROWS, MET_DIGITS = 8, 6  # where a term is looked up; more digits than targe
 
 @dataclass(frozen=True)
 class Chosen:
-    """The term `where(condition, t, otherwise)` for any t: `holds` is the condition at each row."""
+    """The term `where(condition, t, otherwise)` for any t: `holds` is the condition at each row.
+
+    `value`: of `otherwise`.
+    """
 
     condition: Expr
     holds: np.ndarray[Any, np.dtype[np.bool_]]
     otherwise: Expr
+    value: float
 
 
 @dataclass
@@ -170,8 +174,8 @@ class Terms:
         with np.errstate(all="ignore"):
             scaled = some / some[:, :1]
         for known, at in ((self.places, some), (self.scaled, scaled)):
-            for n, key in enumerate(_keys(at, MET_DIGITS)):
-                known.setdefault(key, (size, n))
+            for number, key in enumerate(_keys(at, MET_DIGITS)):
+                known.setdefault(key, (size, number))
 
     def _candidates(self, size: int) -> Iterator[tuple[Rows, Callable[[int], Recipe]]]:
         """Values of terms of a size, and what makes the n-th of them."""
@@ -188,10 +192,10 @@ class Terms:
         if not len(below):
             return
         for name in self.alphabet.unary:
-            yield OPS[name].numpy(below), lambda n, name=name: (name, (size - 1, n))
+            yield OPS[name].numpy(below), _of_one(name, size - 1)
         for choice in self.alphabet.choices:
-            values = np.where(choice.holds, below, float(choice.otherwise.attr))
-            yield values, lambda n, choice=choice: (choice, (size - 1, n))
+            values = np.where(choice.holds, below, choice.value)
+            yield values, _of_one(choice, size - 1)
 
     def _binary(self, left: int, right: int) -> Iterator[tuple[Rows, Callable[[int], Recipe]]]:
         a, b = self.values[left], self.values[right]
@@ -201,10 +205,7 @@ class Terms:
             if commutes and left > right:
                 continue
             values = OPS[name].numpy(a[:, None, :], b[None, :, :]).reshape(len(a) * len(b), -1)
-            yield (
-                values,
-                lambda n, name=name: (name, (left, n // len(b)), (right, n % len(b))),
-            )
+            yield values, _of_two(name, left, right, len(b))
 
     def build(self, place: Place) -> Expr:
         """The term as an expression over the alphabet's atoms."""
@@ -215,6 +216,14 @@ class Terms:
         if isinstance(recipe[0], Chosen):
             return op("where", recipe[0].condition, parts[0], recipe[0].otherwise)
         return op(recipe[0], *parts)
+
+
+def _of_one(head: str | Chosen, size: int) -> Callable[[int], Recipe]:
+    return lambda n: (head, (size, n))
+
+
+def _of_two(name: str, left: int, right: int, width: int) -> Callable[[int], Recipe]:
+    return lambda n: (name, (left, n // width), (right, n % width))
 
 
 def _multiple(term: Expr, factor: float) -> Expr:
