@@ -139,7 +139,7 @@ def problems(row: table.Row, program: Program) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("row", marked(QUICK))
+@pytest.mark.parametrize("row", marked(SEARCHED))
 def test_launches_and_bytes(row: table.Row) -> None:
     found = problems(row, trace(row.spec()).program)
     assert not found, f"{row}:\n  " + "\n  ".join(found)

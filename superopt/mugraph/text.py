@@ -1,6 +1,6 @@
 """The text form: what prints reads back to the identical nodes.
 
-    graph softmax                                  kernel graph (or `program NAME`, without kernels)
+    graph weights                                  kernel graph (or `program NAME`, without kernels)
       where B in 1..4096                           symbols
       axis b: B, n: 512                            axes with their extents
       input x: f16[B, 512]                         tensors; integer ones may add `in LOW..<HIGH`

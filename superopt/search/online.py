@@ -107,8 +107,8 @@ class Online:
     ) -> tuple[tuple[Store, ...], ...]:
         """Stores whose values do not depend on a statistic, with a constant in its place.
 
-        Where U cancels out of a value, the statistic only guards its precision: a softmax without
-        its maximum is the same over the reals, and cheaper.
+        Where U cancels out of a value, the statistic only guards its precision: exp(x - m) over its
+        sum is exp(x) over its own over the reals, and cheaper without m.
         """
         key = (stores, k)
         if key not in self._without:

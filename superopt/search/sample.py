@@ -6,32 +6,36 @@ all, NaN, ties, huge values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import MARKERS, Axis, Expr
-from superopt.search.fingerprint import Array, Fingerprints, _seed
+from superopt.search.fingerprint import Array, Fingerprints
 
 # where axes are sampled, the same places on all: what a band around a diagonal lets through is met
 PLACES = (0.11, 0.34, 0.73)
 NEAR = ((1, -9), (1, -4), (1, -1), (1, 0), (2, -3), (2, -1), (2, 0), (2, 1))  # of the looped axis
 ORDINARY = 12  # worlds
-SPECIAL: tuple[Callable[[Array, Array], Array], ...] = (
+Special = Callable[[Array, Array], Array]
+SPECIAL: tuple[Special, ...] = (
     lambda v, chance: np.round(v * 2) / 2,  # ties
     lambda v, chance: np.round(v),
     lambda v, chance: np.where(chance < 0.4, -np.inf, v),
     lambda v, chance: np.where(chance < 0.7, -np.inf, v),
     lambda v, chance: np.full_like(v, -np.inf),
     lambda v, chance: np.where(chance < 0.1, np.inf, v),
+    lambda v, chance: np.full_like(v, np.inf),
     lambda v, chance: np.where(chance < 0.1, np.nan, v),
     lambda v, chance: np.zeros_like(v),
     lambda v, chance: v * 3e3,
     lambda v, chance: v * 3e3 - 1e4,
 )
-WORLDS = ORDINARY + 2 * len(SPECIAL)
+BITS = 3  # of tensors' numbers: what is special in some tensors only tells these apart
+ONLY = [(special, bit, value) for special in SPECIAL for bit in range(BITS) for value in (0, 1)]
+WORLDS = ORDINARY + len(SPECIAL) + len(ONLY)
 Scales = Callable[[str], tuple[Array, Array]]
 
 
@@ -72,6 +76,7 @@ class Sample(Fingerprints):
             self.dims = dims
         self.parent: Sample | None = None
         self.plain: dict[Expr, bool] = {}
+        self.numbers: dict[str, int] = {}  # of tensors, in the order met
 
     def part(self, chosen: tuple[int, ...] | None, known: Mapping[Expr, Array]) -> Sample:
         """The same worlds at some indices of k, where the values of some nodes are given."""
@@ -132,12 +137,18 @@ class Sample(Fingerprints):
         guard = np.broadcast_to(self.values[node.args[-1]].astype(bool), v.shape)
         chance = np.abs(v * 9973.0) % 1.0
         with np.errstate(all="ignore"):
-            for n, special in enumerate(SPECIAL * 2, start=ORDINARY):
-                if n >= ORDINARY + len(SPECIAL) and _seed(node.attr.name, n) % 2:
-                    continue  # in the second half of these worlds, only in some tensors
+            for n, special in self._special(node.attr.name):
                 changed = special(v[..., n], chance[..., n])
                 v[..., n] = np.where(guard[..., n], changed, v[..., n])
         return v
+
+    def _special(self, name: str) -> Iterator[tuple[int, Special]]:
+        """The worlds in which a tensor's values are special, and how: in all tensors, or in some."""
+        number = self.numbers.setdefault(name, len(self.numbers))
+        yield from enumerate(SPECIAL, start=ORDINARY)
+        for n, (special, bit, value) in enumerate(ONLY, start=ORDINARY + len(SPECIAL)):
+            if number >> bit & 1 == value:
+                yield n, special
 
     def rows(self, *arrays: Array) -> list[Array]:
         """Arrays over all axes as (rows, indices of k); of one column where k does not matter."""
