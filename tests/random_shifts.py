@@ -30,7 +30,7 @@ from superopt.mugraph.expr import (
     reduce,
 )
 from superopt.mugraph.text import inline
-from superopt.search.shift import Law, Shifts, after, before, statistics
+from superopt.search.shift import MOST_FACTORS, Law, Shifts, after, before, statistics
 
 ROWS, PLACES, PREFIX = 24, 40, 25  # rows of data, places on K, those that the loop has met
 ROW, K = Axis("i", index(7)), Axis("k", index(PLACES))
@@ -408,6 +408,8 @@ def verdict(drawn: Draw) -> tuple[str, str]:
         return ("found", law.text) if problem is None else ("wrong", problem)
     moving = statistics(drawn.r, K, active(drawn.r))
     found = exists(drawn.r, drawn.factors, moving, drawn.seed)
+    if found == "small" and sum(K in f.free for f in drawn.factors) > MOST_FACTORS:
+        found = "large"
     return {"small": "missed", "large": "beyond", "none": "none"}[found], ""
 
 

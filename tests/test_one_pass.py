@@ -218,9 +218,10 @@ def traced_at(case: Case, extent: int) -> int | None:
 def test_a_form_is_found(case: Case) -> None:
     found = forms(case, traced_at(case, 13))
     assert found
-    assert any(f.splits for f in found)
-    for f in found:
-        assert any(n.op == "online" for s in f.stores for n in find(s.value, "online"))
+    assert all(any(find(s.value, "online")) for f in found for s in f.stores)
+    k = looped(program_of(case, traced_at(case, 13)))
+    pairs = [divide(branch_of(f.stores, k), k, 3) for f in found if f.splits]
+    assert any(pair is not None for pair in pairs)
 
 
 @pytest.mark.parametrize(("case", "extent"), OPEN, ids=str)
@@ -243,12 +244,13 @@ def test_every_form_computes_the_program(case: Case, extent: int) -> None:
 @pytest.mark.parametrize("parts", [1, 2, 5])
 @pytest.mark.parametrize(("case", "extent"), OPEN, ids=str)
 def test_parts_merge_to_the_program(case: Case, extent: int, parts: int) -> None:
-    """5 parts of 13 or 24 indices: the last is short, or there is none; of 3: most are empty."""
+    """Parts that divide no extent, more parts than indices; a form of two passes has none."""
     program = program_of(case, traced_at(case, extent))
     k, sizes = looped(program), sizes_of(program, extent)
     for form in (f for f in forms(case, traced_at(case, extent)) if f.splits):
         pair = divide(branch_of(form.stores, k), k, parts)
-        assert pair is not None
+        if pair is None:
+            continue
         configs = [config_of(b, 2) for b in pair]
         for kind in kinds(case):
             data = inputs_of(case, kind, extent)

@@ -26,7 +26,6 @@ from superopt.mugraph.expr import (
     Reduction,
     body_of,
     const,
-    is_const,
     make,
     online,
     op,
@@ -221,7 +220,6 @@ class _Builder:
     moved: bool
     guards: dict[Expr, Guard] = field(default_factory=dict)
     made: dict[Expr, Expr] = field(default_factory=dict)
-    ends: dict[Expr, Expr] = field(default_factory=dict)
 
     def node(self, r: Expr) -> Expr:
         if r in self.made:
@@ -316,17 +314,18 @@ def _substituted(root: Expr, mapping: dict[Expr, Expr]) -> Expr:
 
 def _counted(s: Expr, k: Axis) -> Expr:
     """A statistic with the extent of k, where it divides or multiplies, as the count so far."""
-    if k.extent.op != "const":
-        return s
-    extent = float(k.extent.attr)
+    extent = float(k.extent.attr) if k.extent.op == "const" else None
     count = reduce("sum", (k,), const(1.0, "f32"))
 
     def change(e: Expr) -> Expr | None:
-        if e.op == "div" and is_const(e.args[1], extent):
-            return op("div", e.args[0], count)
-        if e.op == "mul" and e.args[1].op == "const" and e.args[1].attr == 1 / extent:
-            return op("div", e.args[0], count)
-        return None
+        if e.op not in ("div", "mul"):
+            return None
+        scale = e.args[1]
+        if scale.op == "const" and extent is not None:
+            whole = scale.attr == (extent if e.op == "div" else 1 / extent)
+        else:
+            whole = e.op == "div" and scale.op == "cast" and scale.args[0] is k.extent
+        return op("div", e.args[0], count) if whole else None
 
     memo: dict[Expr, Expr] = {}
 

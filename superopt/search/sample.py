@@ -23,6 +23,8 @@ Special = Callable[[Array, Array], Array]
 SPECIAL: tuple[Special, ...] = (
     lambda v, chance: np.round(v * 2) / 2,  # ties
     lambda v, chance: np.round(v),
+    lambda v, chance: np.maximum(v, 0),  # zero until something is larger
+    lambda v, chance: np.minimum(v, 0),
     lambda v, chance: np.where(chance < 0.4, -np.inf, v),
     lambda v, chance: np.where(chance < 0.7, -np.inf, v),
     lambda v, chance: np.full_like(v, -np.inf),
@@ -143,7 +145,7 @@ class Sample(Fingerprints):
         return v
 
     def _special(self, name: str) -> Iterator[tuple[int, Special]]:
-        """The worlds in which a tensor's values are special, and how: in all tensors, or in some."""
+        """The worlds in which a tensor's values are special, and how."""
         number = self.numbers.setdefault(name, len(self.numbers))
         yield from enumerate(SPECIAL, start=ORDINARY)
         for n, (special, bit, value) in enumerate(ONLY, start=ORDINARY + len(SPECIAL)):

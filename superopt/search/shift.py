@@ -216,7 +216,7 @@ def law_holds(law: Law, states: _States) -> bool:
             size = size + np.abs(value * view.value(coefficient))
         if law.reduction.attr.monoid == "sum":
             size = size + now.value(_bare(law.reduction, op("abs", law.reduction.args[0])))
-        near = np.abs(got - want) <= CLOSE * size + 1e-100
+        near = np.abs(got - want) <= CLOSE * size + 1e-12
         if law.reduction.attr.monoid in ("max", "min"):  # U of a larger value is none smaller
             value = known[prior(law.reduction)]
             known[prior(law.reduction)] = value + np.abs(value) + 1

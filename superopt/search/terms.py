@@ -94,17 +94,16 @@ class Terms:
         values = self.values[size]
         if not len(values):
             return None
-        near = np.abs(values - target) <= TOLERANCE * (np.abs(target) + np.abs(values)) + 1e-12
-        hits = np.flatnonzero(near.all(axis=1))
+        hits = np.flatnonzero(_near(values, target).all(axis=1))
         if len(hits):
             return self.build((size, int(hits[0])))
         with np.errstate(all="ignore"):
-            ratio = target / values
-            same = np.abs(ratio - ratio[:, :1]).max(axis=1) <= TOLERANCE * np.abs(ratio[:, 0])
-        hits = np.flatnonzero(same & (ratio[:, 0] != 0))
+            factor = target[0] / values[:, 0]
+            same = _near(values * factor[:, None], target).all(axis=1)
+        hits = np.flatnonzero(same & np.isfinite(factor) & (factor != 0))
         if not len(hits):
             return None
-        return _multiple(self.build((size, int(hits[0]))), float(ratio[hits[0], 0]))
+        return _multiple(self.build((size, int(hits[0]))), float(factor[hits[0]]))
 
     def _met(self, size: int, target: Rows) -> Expr | None:
         """A term of this size, of two that were built; or the image of such a term."""
@@ -147,8 +146,7 @@ class Terms:
         with np.errstate(all="ignore"):
             values = OPS[name].numpy(*(self.values[size][n] for size, n in pair))
             factor = 1.0 if name in ("add", "sub") else float(target[0] / values[0])
-            size = np.abs(target) + np.abs(factor * values)
-            near = np.abs(factor * values - target) <= TOLERANCE * size + 1e-12
+            near = _near(factor * values, target)
         return factor if np.isfinite(factor) and factor and near.all() else None
 
     def _grow(self, size: int) -> None:
@@ -231,6 +229,11 @@ def _multiple(term: Expr, factor: float) -> Expr:
         return term
     value = round(factor) if abs(factor - round(factor)) < 1e-6 * abs(factor) else factor
     return const(value, "f32") if term.op == "const" else op("mul", term, const(value, "f32"))
+
+
+def _near(values: Rows, target: Rows) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    size = np.abs(target) + np.abs(values)
+    return np.asarray(np.abs(values - target) <= TOLERANCE * size + 1e-12)
 
 
 def _keys(values: Rows, digits: int = 9) -> list[bytes]:

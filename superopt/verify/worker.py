@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -22,14 +23,14 @@ import torch
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.evaluate import Array, Evaluator, run_program
-from superopt.mugraph.expr import Axis, Tensor, toposort
+from superopt.mugraph.expr import Axis, Expr, Tensor, toposort
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import Program, Store
 from superopt.mugraph.serialize import from_json
 from superopt.verify import closed, draws
 from superopt.verify.hostile import ROWS, Inputs, Row
 from superopt.verify.interpreter import Watch, faithful, widen
-from superopt.verify.judge import judge
+from superopt.verify.judge import Judgement, judge
 from superopt.verify.tested import describe
 
 MOST_PROGRAMS = 6  # of the last launch, for one set of inputs
@@ -236,14 +237,16 @@ class Job:
         rng: random.Random,
     ) -> None:
         references = self.references(inputs, written, sizes, rng)
-        for tensor, output, (at, mask, want, eager, tamed) in zip(
+        for tensor, output, reference in zip(
             self.program.outputs, outputs, references, strict=True
         ):
+            at = reference.at
             got = to_numpy(output)[at].astype(np.float64)
-            want, eager = unless_masked(got, want, eager, tamed)
-            verdict = judge(
-                got, want.astype(np.float64), eager.astype(np.float64), tensor.dtype, mask
-            )
+            verdict, want, eager = reference.judge(got, reference.eager, tensor.dtype)
+            if verdict.ratio > 1:  # on a CPU eager adds rows of fp32 up in double; no GPU does
+                self.eager.add("emulated")
+                again = reference.judge(got, reference.emulated(), tensor.dtype)
+                verdict, want, eager = min((verdict, want, eager), again, key=lambda j: j[0].ratio)
             self.compared += verdict.compared
             if verdict.ratio > self.worst:
                 self.worst, self.worst_at = verdict.ratio, f"{where['inputs']} at {where['sizes']}"
@@ -268,9 +271,8 @@ class Job:
         written: Sequence[Array],
         sizes: Mapping[str, int],
         rng: random.Random,
-    ) -> Iterator[tuple[Any, Array, Array, Array, list[Array]]]:
-        """For each output: indices, which elements there were written, float64's and eager's; and
-        what float64 gives for each of `tame` inputs."""
+    ) -> Iterator[Reference]:
+        """What each output is compared with."""
         arrays = {name: lazily(t) for name, t in inputs.items()}
         tamed = [{name: lazily(t) for name, t in x.items()} for x in tame(self.program, inputs)]
         work = closed.work(self.program.roots, {}, sizes)
@@ -293,13 +295,20 @@ class Job:
                 ).reshape(full)
                 for x in (arrays, *tamed)
             )
-            if whole is not None:
-                eager = to_numpy(whole[n])[at]
-            else:
-                self.eager.add("emulated")
+
+            def emulated(
+                value: Expr = store.value,
+                points: Mapping[Axis, Array] = points,
+                axes: tuple[Axis, ...] = axes,
+                shape: tuple[list[int], Any] = (shape, full),
+            ) -> Array:
                 rounding = Evaluator(arrays, sizes, points=points, rounding=True)
-                eager = np.broadcast_to(rounding.align(store.value, axes), shape)
-            yield at, mask[at], exact, eager.reshape(full), finite
+                return np.broadcast_to(rounding.align(value, axes), shape[0]).reshape(shape[1])
+
+            if whole is None:
+                self.eager.add("emulated")
+            eager = emulated() if whole is None else to_numpy(whole[n])[at].reshape(full)
+            yield Reference(at, mask[at], exact, eager, finite, emulated)
 
     def whole_references(
         self,
@@ -308,25 +317,54 @@ class Job:
         written: Sequence[Array],
         sizes: Mapping[str, int],
         whole: Sequence[torch.Tensor] | None,
-    ) -> Iterator[tuple[Any, Array, Array, Array, list[Array]]]:
+    ) -> Iterator[Reference]:
         given = {name: np.asarray(a) for name, a in arrays.items()}
         want = run_program(self.program, given, sizes)
         finite = [
             run_program(self.program, {n: np.asarray(a) for n, a in x.items()}, sizes)
             for x in tamed
         ]
-        rounded = run_program(self.program, given, sizes, rounding=True) if whole is None else {}
+        rounding = cache(lambda: run_program(self.program, given, sizes, rounding=True))
         for n, (tensor, mask) in enumerate(zip(self.program.outputs, written, strict=True)):
             at = tuple(np.ix_(*(np.arange(k) for k in mask.shape)))
-            eager = rounded[tensor.name] if whole is None else to_numpy(whole[n])
+            eager = rounding()[tensor.name] if whole is None else to_numpy(whole[n])
             found = [x[tensor.name] for x in finite]
-            yield at if at else (), mask, want[tensor.name], eager, found
+            yield Reference(
+                at, mask, want[tensor.name], eager, found, partial(_named, rounding, tensor.name)
+            )
 
     def eager_outputs(self, inputs: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
         with torch.no_grad():
             result = self.module.reference(*(inputs[name].clone() for name in self.arguments))
         self.eager.add("run")
         return result if isinstance(result, tuple | list) else [result]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What some elements of an output are compared with.
+
+    `at`: their indices; `mask`: which were written. `exact`: float64's values; `tamed`: the same
+    for each of `tame` inputs. `eager`: eager's; `emulated`: what it gives where every operator is
+    rounded to its own type.
+    """
+
+    at: tuple[Array, ...]
+    mask: Array
+    exact: Array
+    eager: Array
+    tamed: Sequence[Array]
+    emulated: Callable[[], Array]
+
+    def judge(self, got: Array, eager: Array, dtype: str) -> tuple[Judgement, Array, Array]:
+        """The verdict on `got` where eager gives this, with the values asked for and eager's."""
+        want, own = unless_masked(got, self.exact, eager, self.tamed)
+        want, own = want.astype(np.float64), own.astype(np.float64)
+        return judge(got, want, own, dtype, self.mask), want, own
+
+
+def _named(values: Callable[[], dict[str, Array]], name: str) -> Array:
+    return values()[name]
 
 
 def tame(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
