@@ -240,7 +240,7 @@ class _Builder:
         for s in law.statistics:
             mapping[after(s)] = self.spelt(s, running)
             if self.guards[law.reduction].new:
-                mapping[after(s)] = _guarded(mapping[after(s)], self.start(s))
+                mapping[after(s)] = self.guarded(mapping[after(s)], s)
             mapping[before(s)] = self.spelt(s, prior)
         return _substituted(e, mapping)
 
@@ -257,8 +257,7 @@ class _Builder:
 
     def update(self, law: Law) -> Expr:
         """The law's update; the accumulator itself where a statistic had no value yet."""
-        unset = [_unset(before(s), self.start(s)) for s in law.statistics]
-        conditions = [c for c in unset if c is not None]
+        conditions = [c for s in law.statistics for c in self.unset(s)]
         if not self.guards[law.reduction].old or not conditions:
             return law.update
         empty = conditions[0]
@@ -272,6 +271,24 @@ class _Builder:
             terms.append((accumulator, op("where", empty, left, coefficient)))
         return combined(terms, law.reduction)
 
+    def unset(self, s: Expr) -> list[Expr]:
+        """Conditions under which a statistic had no value before the turn."""
+        start, extremes = self.start(s), self.extremes(s)
+        if not np.isfinite(start) or not extremes:
+            tests = [_unset(before(s), start)]
+        else:
+            tests = [_unset(prior(a), float(identity(a.attr.monoid, a.dtype))) for a in extremes]
+        return [c for c in tests if c is not None]
+
+    def extremes(self, s: Expr) -> list[Expr]:
+        """The maxima and minima of a statistic: infinite only where they have no value yet."""
+        return [a for a in _outermost(self.source(s), self.k) if a.attr.monoid in ("max", "min")]
+
+    def guarded(self, value: Expr, s: Expr) -> Expr:
+        """A statistic, harmless where it has no value; 0 is one of those that extremes take."""
+        start = self.start(s)
+        return value if start == 0 and self.extremes(s) else _guarded(value, start)
+
     def final(self, r: Expr) -> Expr:
         """The reduction's value after the loop."""
         node = self.node(r)
@@ -282,8 +299,7 @@ class _Builder:
         for s in law.statistics:
             end = replaced(s, {a: self._whole(a) for a in _outermost(s, self.k)})
             mapping[after(s)] = end
-            start = _neutral_value(s, _outermost(s, self.k))
-            mapping[before(s)] = _guarded(end, start) if self.guards[r].new else end
+            mapping[before(s)] = self.guarded(end, s) if self.guards[r].new else end
         for a in (r, *law.auxiliaries):
             mapping[prior(a)] = self.node(a) if a in self.laws else a
         return _substituted(law.update, mapping)
@@ -494,7 +510,7 @@ def agrees(found: Array, wanted: Array, strict: bool) -> bool:
         scale = np.where(np.isfinite(want), np.abs(want), 0.0)
         axes = tuple(range(want.ndim - 1))
         largest = scale.max(axis=axes, keepdims=True) if axes else scale
-        near = np.abs(got - want) <= CLOSE * scale + 1e-9 * largest + 1e-300
+        near = np.abs(got - want) <= CLOSE * scale + 1e-9 * largest + 1e-12
         same = near | (got == want) | (np.isnan(got) & (np.isnan(want) | ~_required(want, strict)))
     return bool(same.all())
 

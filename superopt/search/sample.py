@@ -13,16 +13,18 @@ import numpy as np
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import MARKERS, Axis, Expr
-from superopt.search.fingerprint import Array, Fingerprints
+from superopt.search.fingerprint import Array, Fingerprints, _seed
 
 # where axes are sampled, the same places on all: what a band around a diagonal lets through is met
 PLACES = (0.11, 0.34, 0.73)
 NEAR = ((1, -9), (1, -4), (1, -1), (1, 0), (2, -3), (2, -1), (2, 0), (2, 1))  # of the looped axis
+NOMINAL = 4096  # extents that are not known are about that
 ORDINARY = 12  # worlds
 Special = Callable[[Array, Array], Array]
 SPECIAL: tuple[Special, ...] = (
     lambda v, chance: np.round(v * 2) / 2,  # ties
     lambda v, chance: np.round(v),
+    lambda v, chance: np.clip(np.round(4 * v), -1, 1),  # sums are what some values are
     lambda v, chance: np.maximum(v, 0),  # zero until something is larger
     lambda v, chance: np.minimum(v, 0),
     lambda v, chance: np.where(chance < 0.4, -np.inf, v),
@@ -43,10 +45,6 @@ Scales = Callable[[str], tuple[Array, Array]]
 
 def _ordinary(name: str) -> tuple[Array, Array]:
     return np.resize([1.0, 3.0, 1.0, 0.3], WORLDS), np.zeros(WORLDS)
-
-
-def _extent(a: Axis) -> int:
-    return int(a.extent.attr) if a.extent.op == "const" else 1 << 20
 
 
 def _places(extent: int) -> Array:
@@ -99,6 +97,8 @@ class Sample(Fingerprints):
         return self.plain[root]
 
     def _node(self, node: Expr) -> Array:
+        if node.op == "sym":
+            return np.asarray(NOMINAL + _seed("sym", node.attr.name) % 97)
         if self.parent is None or not self.parent._plain(node):
             return super()._node(node)
         v = np.asarray(self.parent.value(node))
@@ -107,15 +107,18 @@ class Sample(Fingerprints):
             return v
         return np.take(v, self.chosen, axis=position)
 
+    def extent(self, a: Axis) -> int:
+        return int(self.value(a.extent))
+
     def all_points(self) -> Array:
-        extent = _extent(self.k)
+        extent = self.extent(self.k)
         if extent <= 2 * len(NEAR):
             return np.arange(min(extent, len(NEAR)))
         return np.asarray([int(PLACES[n] * extent) + near for n, near in NEAR])
 
     def points(self, a: Axis) -> Array:
         if a != self.k:
-            extent = _extent(a)
+            extent = self.extent(a)
             return np.arange(extent) if extent <= len(PLACES) + 1 else _places(extent)
         every = self.all_points()
         return every if self.chosen is None else every[list(self.chosen)]
@@ -123,8 +126,7 @@ class Sample(Fingerprints):
     def weight(self, a: Axis) -> Any:
         if a != self.k:
             return super().weight(a)
-        extent = float(a.extent.attr if a.extent.op == "const" else self.value(a.extent))
-        weight = extent / len(self.all_points())
+        weight = self.extent(a) / len(self.all_points())
         light = np.resize(self.light, self.worlds)
         return np.where(light, 1.0, weight) if light.any() else weight
 

@@ -423,7 +423,8 @@ class _Question:
             condition = op("or", condition, op("isnan", before(s)))
         own, kind = self.r.dtype, DTYPES[self.r.dtype].kind
         neutral = {const(identity(self.r.attr.monoid, own), own), const(0, own)}
-        neutral |= {e for e in body if e.op in ("const", "sym") and DTYPES[e.dtype].kind == kind}
+        neutral |= {e for e in body if e.op == "const" and DTYPES[e.dtype].kind == kind}
+        neutral |= {e for e in body if e.op == "sym" and kind == "int"}
         holds = (values[0] == values[1]) | np.isnan(values[0])
         worth = {e: float(self.samples[0].value(e)) for e in neutral}
         return [Chosen(condition, holds, cast(e, own), worth[e]) for e in sorted(neutral)]
