@@ -216,6 +216,7 @@ def _closed(basis: list[Expr], moved: Moved, r: Expr) -> str:
 def _combination(y: np.ndarray, columns: list[np.ndarray]) -> np.ndarray | None:
     """Coefficients that give y in every row; NaN in rows where several would do."""
     found = np.full((len(y), len(columns)), np.nan)
+    several = 0
     for n in range(len(y)):
         x = np.stack([c[n] for c in columns], axis=1)
         size = np.abs(x).max(axis=0) + 1e-30
@@ -226,7 +227,11 @@ def _combination(y: np.ndarray, columns: list[np.ndarray]) -> np.ndarray | None:
             return None
         if rank == len(columns):
             found[n] = values / size
-    return None if np.isnan(found).any(axis=1).sum() > ROWS / 4 else found
+            continue
+        several += 1
+        if several > len(y) / 4:
+            return None
+    return found
 
 
 def _is_short(value: np.ndarray, moved: Moved, step: int, r: Expr) -> bool:

@@ -216,14 +216,16 @@ def law_holds(law: Law, states: _States) -> bool:
             size = size + np.abs(value * view.value(coefficient))
         if law.reduction.attr.monoid == "sum":
             size = size + now.value(_bare(law.reduction, op("abs", law.reduction.args[0])))
-        near = np.abs(got - want) <= CLOSE * size + 1e-12
+    usable = np.isfinite(size)
+    for s in law.statistics:  # not so large that a body vanishes
+        usable = usable & (np.abs(states.old[s]) < MODERATE) & (np.abs(states.new[s]) < MODERATE)
+    with np.errstate(all="ignore"):
+        least = 1e-12 * np.max(size, where=usable, initial=0.0)
+        near = np.abs(got - want) <= CLOSE * size + least
         if law.reduction.attr.monoid in ("max", "min"):  # U of a larger value is none smaller
             value = known[prior(law.reduction)]
             known[prior(law.reduction)] = value + np.abs(value) + 1
             near = near & ~(then.part(states.prefix, known).value(law.update) < got)
-    usable = np.isfinite(size)
-    for s in law.statistics:  # not so large that a body vanishes
-        usable = usable & (np.abs(states.old[s]) < MODERATE) & (np.abs(states.new[s]) < MODERATE)
     return bool((near | ~usable).all() and usable.any())
 
 
@@ -438,7 +440,7 @@ class _Question:
         for step in range(len(self.stats)):
             body = self.r.args[0]
             found = self._step(body, step, [body], [])
-            if found is None:
+            if found is None or body not in found:
                 return None
             update = op("mul", update, op("pow", found[body], prior(count)))
         return Law(self.r, self.stats, update, (count,), self.tried)

@@ -233,7 +233,8 @@ def _multiple(term: Expr, factor: float) -> Expr:
 
 def _near(values: Rows, target: Rows) -> np.ndarray[Any, np.dtype[np.bool_]]:
     size = np.abs(target) + np.abs(values)
-    return np.asarray(np.abs(values - target) <= TOLERANCE * size + 1e-12)
+    least = 1e-12 * np.abs(target).max(initial=0.0)
+    return np.asarray(np.abs(values - target) <= TOLERANCE * size + least)
 
 
 def _keys(values: Rows, digits: int = 9) -> list[bytes]:
