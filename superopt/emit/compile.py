@@ -24,7 +24,7 @@ from typing import Any
 
 from superopt.errors import SuperoptError, UsageError
 
-SECONDS = 10.0  # for one launch; a kernel that fits its registers takes one or two
+SECONDS = 30.0  # for one launch; a kernel that fits its registers takes one or two
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),

@@ -220,7 +220,7 @@ def law_holds(law: Law, states: _States) -> bool:
     for s in law.statistics:  # not so large that a body vanishes
         usable = usable & (np.abs(states.old[s]) < MODERATE) & (np.abs(states.new[s]) < MODERATE)
     with np.errstate(all="ignore"):
-        least = 1e-12 * np.max(size, where=usable, initial=0.0)
+        least = 1e-12 * np.max(np.where(usable, size, 0.0))
         near = np.abs(got - want) <= CLOSE * size + least
         if law.reduction.attr.monoid in ("max", "min"):  # U of a larger value is none smaller
             value = known[prior(law.reduction)]
@@ -557,7 +557,7 @@ def _fit(y: Array, columns: list[Array], moved: Array) -> tuple[Array, Array] | 
     if told.sum() < FEWEST_ROWS:
         return None
     enough = np.sort(worst[told])[: 2 * FEWEST_ROWS][-1]
-    kept = clear & ((worst <= max(PRECISE, enough)) | ~moved[rows])
+    kept = clear & (worst <= max(PRECISE, enough))
     return rows[kept], values[kept]
 
 
