@@ -436,14 +436,20 @@ def _settled(
 
 
 def _settle(builder: _Builder, r: Expr, full: Sample, parts: Sequence[tuple[Tiles, ...]]) -> bool:
-    """Choose the simplest guard with which an accumulator ends right wherever it is a number."""
+    """Choose the simplest guard with which an accumulator ends right wherever it is a number.
+
+    If none does that: wherever its statistics are numbers too. What the stores make of the rest is
+    checked with the whole form.
+    """
     want, size = np.asarray(full.value(r), np.float64), _sum_of_sizes(r, full)
-    for guard in GUARDS:
-        builder.guards[r] = guard
-        builder.made.pop(r, None)
-        node = builder.node(r)
-        if all(_right(run(node, full, p), want, size) for p in parts):
-            return True
+    ends = [np.isfinite(full.value(s)) for s in builder.laws[r].statistics]
+    for asked in (want, np.where(np.all(np.broadcast_arrays(*ends), axis=0), want, np.nan)):
+        for guard in GUARDS:
+            builder.guards[r] = guard
+            builder.made.pop(r, None)
+            node = builder.node(r)
+            if all(_right(run(node, full, p), asked, size) for p in parts):
+                return True
     return False
 
 
