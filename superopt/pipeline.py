@@ -17,7 +17,7 @@ from typing import Any
 
 from superopt.compiler import Compiler
 from superopt.cost_model.baselines import baselines
-from superopt.cost_model.configs import ranked
+from superopt.cost_model.configs import ranked, tile_work
 from superopt.cost_model.model import KernelModel, Prediction, predict
 from superopt.cost_model.profile import Profile, load_profile
 from superopt.emit import Notes, emit
@@ -26,6 +26,7 @@ from superopt.errors import IllFormed, UsageError
 from superopt.mugraph.program import Choice, Config, KernelGraph, Program, Traced
 from superopt.mugraph.trace import trace
 from superopt.search.driver import (
+    SAME,
     Candidate,
     Options,
     Outcome,
@@ -41,7 +42,7 @@ from superopt.verify import GateResult, Verdict, Worker, check_graph, gate, gate
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 DEFAULT_LARGEST = 4096  # where a spec names no sizes to tune for, extents beyond this are not tuned
 HOPELESS = 2.0  # times the allowed error: another order of the same sums will not mend it
-CONFIG_TRIES = 4  # configurations compiled for one kernel before its candidate is refused
+LIGHTER = (1.0, 0.5, 0.25, 0.25)  # what the next configuration tried may do of the last one's work
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     verdicts: dict[KernelGraph, Verdict] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
+    left: list[Candidate] = field(default_factory=list)  # not refused
+    drafts: dict[tuple[KernelGraph, Sizes], Draft] = field(default_factory=dict)
     picks: tuple[Draft, ...] = ()
     source: str = ""
     gate: GateResult | None = None
@@ -138,6 +141,11 @@ class Run:
         finally:
             spent = time.monotonic() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def draft(self, sizes: Sizes, candidate: Candidate) -> Draft:
+        """The one draft of a candidate at a size: what was tried for it stays known."""
+        made = Draft(sizes, candidate, list(candidate.at[sizes][0]))
+        return self.drafts.setdefault((candidate.graph, sizes), made)
 
     def rank(self, candidate: Candidate) -> int:
         return next(n for n, c in enumerate(self.outcome.candidates) if c is candidate)
@@ -202,22 +210,29 @@ def tuned_sizes(program: Program, spec: Spec) -> tuple[Sizes, ...]:
 # -- settling on what passes ---------------------------------------------------------------------
 
 
+class Slower(Exception):
+    """What a candidate could be compiled with is slower than another candidate."""
+
+
 def _settle(run: Run, worker: Worker, compiler: Compiler) -> None:
-    left = list(run.outcome.candidates)
-    while picked := choices(left, run.sizes):
-        refused = _try(run, picked, worker, compiler)
+    run.left = list(run.outcome.candidates)
+    while picked := choices(run.left, run.sizes):
+        try:
+            refused = _try(run, picked, worker, compiler)
+        except Slower:
+            continue
         if refused is None:
             return
         last = run.refusals[-1]
         if last.stage == "compile":  # at one size; it may serve the others
             del refused.at[tuple(last.witness["sizes"].items())]
         if last.stage != "compile" or not refused.at:
-            left = [c for c in left if c is not refused]
+            run.left = [c for c in run.left if c is not refused]
         if last.stage == "gate" and last.excess > HOPELESS:
-            alike = [c for c in left if _values(c) == _values(refused)]
+            alike = [c for c in run.left if _values(c) == _values(refused)]
             for c in alike:
                 _refuse(run, c, "gate", f"computes the values of candidate {last.rank}", {})
-            left = [c for c in left if all(c is not a for a in alike)]
+            run.left = [c for c in run.left if all(c is not a for a in alike)]
 
 
 def _values(candidate: Candidate) -> list[str]:
@@ -281,7 +296,7 @@ def _fitted(
 
     What does not compile well gets the model's next best configuration, a few times.
     """
-    drafts = [Draft(sizes, c, list(c.at[sizes][0])) for sizes, c in picked]
+    drafts = [run.draft(sizes, c) for sizes, c in picked]
     while open_ones := [d for d in drafts if not d.compiled]:
         source = _emitted(run, drafts)
         if not isinstance(source, str):
@@ -296,7 +311,17 @@ def _fitted(
                 reason = "; ".join(draft.skipped)
                 _refuse(run, draft.candidate, "compile", reason, {"sizes": dict(draft.sizes)})
                 return draft.candidate
+            elif _overtaken(run, draft):
+                raise Slower
     return drafts
+
+
+def _overtaken(run: Run, draft: Draft) -> bool:
+    """Whether another candidate is predicted faster than this one, now that it had to change."""
+    prediction = draft.prediction(run.profile)
+    draft.candidate.at[draft.sizes] = tuple(draft.configs), prediction
+    others = [c.at[draft.sizes][1].time_us for c in run.left if draft.sizes in c.at]
+    return min(others) * SAME < prediction.time_us
 
 
 def _problem(compiled: CompileStats, profile: Profile) -> str:
@@ -317,9 +342,12 @@ def _replaced(run: Run, draft: Draft, problems: Mapping[int, str]) -> bool:
         draft.skipped.append(f"{kernel.name} {describe_config(config)}: {problem}")
         tried = draft.tried.setdefault(n, [])
         tried.append(config)
+        if len(tried) > len(LIGHTER):
+            return False
         model = KernelModel(kernel, dict(draft.sizes), run.profile)
-        left = [c for c, _ in ranked(model) if c not in tried]
-        if not left or len(tried) == CONFIG_TRIES:
+        most = tile_work(config) * LIGHTER[len(tried) - 1]
+        left = [c for c, _ in ranked(model, most) if c not in tried]
+        if not left:
             return False
         draft.configs[n] = left[0]
     return True

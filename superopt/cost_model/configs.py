@@ -26,7 +26,14 @@ def _options(model: KernelModel, a: Axis) -> list[int]:
     if dotted:
         sizes = (32, 64, 128) if looped else (16, 32, 64, 128, 256)
         return [t for t in sizes if t <= max(top, sizes[0])]
-    least = min(top, 256) if looped else 1
+    beside = any(
+        f.roles.get(other) == "whole"
+        for f in model.parts
+        for access in f.accesses
+        if a in access.free
+        for other in access.free
+    )
+    least = min(top, 16 if beside else 256) if looped else 1
     return [t for t in (1 << n for n in range(15)) if least <= t <= min(top, LARGEST_TILE)]
 
 
@@ -47,11 +54,23 @@ def size_of_space(model: KernelModel) -> int:
     return prod(map(len, _spaces(model, model.axes())))
 
 
-def ranked(model: KernelModel) -> Ranked:
-    """The best configurations that fit, fastest predicted first; of equals, least bytes first."""
+def tile_work(config: Config) -> float:
+    """Elements of a tile on all of its axes, a warp: what a thread is given to do."""
+    return prod(size for _, size in config.tiles) / config.warps
+
+
+def ranked(model: KernelModel, most: float = float("inf")) -> Ranked:
+    """The best configurations that fit, fastest predicted first; of equals, least bytes first.
+
+    `most`: of `tile_work`.
+    """
     axes = model.axes()
     spaces = _spaces(model, axes)
     columns = [c.ravel() for c in np.meshgrid(*map(np.asarray, spaces), indexing="ij")]
+    light = np.prod(columns[:-2], axis=0, dtype=np.float64) / columns[-2] <= most
+    if not light.any():
+        return []
+    columns = [c[light] for c in columns]
     numbers = [c.astype(np.float64) for c in columns]
     space = Space(
         {a.name: n for a, n in zip(axes, numbers, strict=False)}, numbers[-2], numbers[-1]

@@ -22,6 +22,7 @@ from superopt.mugraph.threads import MIN_TILE
 
 REGISTERS_A_THREAD = 250
 STRAIGHT_REGISTERS = 176  # outside loops: a full file gains nothing there, and costs occupancy
+UNROLLED = 2048  # multiplications of a thread in a lone fp32 dot without tensor cores
 L2_SHARE = 0.5  # of L2 that one kernel's reuse may count on
 
 
@@ -175,6 +176,7 @@ class KernelModel:
             wide = {True: np.zeros(1), False: np.zeros(1)}
             for free, _ in f.accumulators:
                 loop = loop + ft.tile_elements(s, free)
+            fits = fits & self._unrolls(f, s, threads)
             for w in f.work:
                 if w.dot is not None and w.context:
                     continue
@@ -201,6 +203,26 @@ class KernelModel:
                     fits = fits & (s.tile[axis] >= MIN_TILE)
             worst = np.maximum(worst, np.maximum(loop, straight))
         return worst, fits
+
+    @staticmethod
+    def _unrolls(
+        f: ft.Features, s: ft.Shape, threads: Numbers
+    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Whether dots in fp32, unrolled to a thread's multiplications, stay in registers.
+
+        A lone one feeds its accumulator from what is loaded; several hold one another's tiles
+        (compiled for sm_90: 9 shapes of a lone dot, 8 of two).
+        """
+        amounts = [
+            s.tile[w.dot.m] * s.tile[w.dot.n] * s.tile[w.dot.k] / threads
+            for w in f.work
+            if w.dot is not None and w.dot.operand == "f32"
+        ]
+        most = UNROLLED if len(amounts) == 1 else UNROLLED / 2
+        stays = threads > 0
+        for a in amounts:
+            stays = stays & (a <= most)
+        return stays
 
     def _resident(self, space: Space, shared: Numbers, registers: Numbers) -> Numbers:
         """Programs that live on one multiprocessor together."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from superopt.errors import IllFormed
 from superopt.mugraph.dtypes import DTYPES, is_float, promote
-from superopt.mugraph.ops import OPS
+from superopt.mugraph.ops import MONOIDS, OPS, identity
 
 
 @dataclass(frozen=True)
@@ -334,6 +334,50 @@ def without_online(root: Expr) -> Expr:
         done = tuple(memo[a] for a in below)
         memo[node] = done[0] if node.op == "online" else rebuild(node, done)
     return memo[root]
+
+
+def in_one_turn(root: Expr) -> Expr:
+    """The expression with every online node replaced by what a loop of one turn gives.
+
+    online[k](plain, body, update)   ->   update(start) + reduce[k] body(end)
+
+    with accumulators at their neutral values before the turn, and statistics at their final ones
+    after it. It is `plain` wherever that is a number; guards may make it one elsewhere.
+    """
+    forms = {n.args[0]: n for n in toposort(root) if n.op == "online"}
+    memo: dict[Expr, Expr] = {}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        below = _in_one_turn_below(node, forms)
+        if missing := [a for a in below if a not in memo]:
+            stack.extend(missing)
+            continue
+        stack.pop()
+        done = tuple(memo[a] for a in below)
+        if node.op == "running":
+            memo[node] = done[0]
+        elif node.op == "prior":
+            plain = node.args[0]
+            memo[node] = const(identity(plain.attr.monoid, plain.dtype), plain.dtype)
+        elif node.op == "online":
+            spec = node.attr
+            added = reduce(spec.monoid, spec.axes, done[0], spec.operand, node.dtype)
+            memo[node] = op(MONOIDS[spec.monoid].combine, done[1], added)
+        else:
+            memo[node] = rebuild(node, done)
+    return memo[root]
+
+
+def _in_one_turn_below(node: Expr, forms: Mapping[Expr, Expr]) -> tuple[Expr, ...]:
+    match node.op:
+        case "online":
+            return node.args[1:3]
+        case "running":
+            return (forms.get(node.args[0], node.args[0]),)
+        case "prior":
+            return ()
+    return node.args
 
 
 _INDEX: dict[str, Callable[..., Expr]] = {}  # filled by index.py: the canonical index arithmetic

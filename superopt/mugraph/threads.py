@@ -71,7 +71,7 @@ def dot_of(branch: Branch, node: Expr) -> Dot | None:
 
 
 def _operand(node: Expr, a: Expr, b: Expr) -> str:
-    if node.attr.operand is not None:
-        return str(node.attr.operand)
+    """What the program says; of loads in half precision, whose products fp32 holds, theirs."""
     halves = a.op == b.op == "load" and a.dtype == b.dtype and DTYPES[a.dtype].bytes == 2
-    return a.dtype if halves else "f32"
+    wanted = str(node.attr.operand or "f32")
+    return a.dtype if halves and wanted == "f32" else wanted

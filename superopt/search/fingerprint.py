@@ -24,7 +24,8 @@ from superopt.mugraph.ops import MONOIDS, OPS
 
 POINTS = 5  # index values an axis is sampled at, one in each fifth: both sides of a comparison
 TRUTH = (2, 4, 2, 0)  # fourths of a world's bools that are true: some masks hide nothing, or all
-SCALES = (4.0, 4.0, 60.0, 0.3)  # of a world's floats: thresholds lie far apart
+SCALES = (4.0, 4.0, 60.0, 0.3, 4.0, 0.0, 60.0, 1e-9)  # of a world's floats: far apart, as
+# thresholds are; clamps by an epsilon matter where all is zero, or nearly
 WORLDS = 32  # contents of memory: comparisons fall both ways in some of them
 Array = np.ndarray[Any, Any]
 
@@ -86,6 +87,7 @@ class Fingerprints:
             scale = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(v), 1e-300))) - 8)
             with np.errstate(all="ignore"):
                 v = np.where(np.isfinite(v), np.round(v / scale) * scale, v) + 0.0
+                v = np.where(np.isnan(v), np.nan, v)  # of one sign
         shape = tuple((n, s) for n, s in enumerate(reversed(v.shape)) if s > 1)
         return (
             repr((dims, shape, DTYPES[root.dtype].kind)).encode()
@@ -224,7 +226,7 @@ class Accuracy:
 
         self.exact = Fingerprints(seed, np.float64, len(HOSTILE), scales)
         self.working = Fingerprints(seed, np.float32, len(HOSTILE), scales)
-        self.known: dict[Expr, Array] = {}
+        self.known: dict[tuple[Expr, Expr], Array] = {}
 
     def define(self, loaded: Expr, term: Expr) -> None:
         """A load of a temporary has the value of what is stored there, rounded to its type."""
@@ -232,25 +234,29 @@ class Accuracy:
             self.exact.values[loaded] = self.exact.value(term)
             self.working.values[loaded] = _rounded(self.working.value(term), loaded.dtype)
 
-    def errors(self, term: Expr) -> Array:
-        """A world each: the largest error, relative to the largest value in that world."""
-        if term not in self.known:
-            self.known[term] = self._errors(term)
-        return self.known[term]
+    def errors(self, term: Expr, reference: Expr) -> Array:
+        """A world each: the largest error, relative to the largest value in that world.
 
-    def _errors(self, term: Expr) -> Array:
-        return relative_errors(self.exact.value(term), self.working.value(term))
+        `reference`: an equal term, of which float64 holds what it may not hold of this one.
+        """
+        key = (term, reference)
+        if key not in self.known:
+            self.known[key] = relative_errors(self.exact.value(reference), self.working.value(term))
+        return self.known[key]
 
     def safe(self, terms: Sequence[Expr]) -> list[bool]:
         """Which of some equal terms are in every world about as accurate as the best there."""
-        return self._within(terms, np.minimum.reduce([self.errors(t) for t in terms]))
+        reference = max(terms, key=lambda t: int(np.isfinite(self.exact.value(t)).sum()))
+        return self._within(
+            terms, np.minimum.reduce([self.errors(t, reference) for t in terms]), reference
+        )
 
     def as_good(self, terms: Sequence[Expr], reference: Expr) -> list[bool]:
         """Which terms are in every world about as accurate as a reference."""
-        return self._within(terms, self.errors(reference))
+        return self._within(terms, self.errors(reference, reference), reference)
 
-    def _within(self, terms: Sequence[Expr], errors: Array) -> list[bool]:
-        return [bool(within(self.errors(t), errors).all()) for t in terms]
+    def _within(self, terms: Sequence[Expr], errors: Array, reference: Expr) -> list[bool]:
+        return [bool(within(self.errors(t, reference), errors).all()) for t in terms]
 
 
 def relative_errors(want: Array, got: Array) -> Array:

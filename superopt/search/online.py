@@ -36,7 +36,6 @@ from superopt.mugraph.expr import (
     rewrite,
     running,
     toposort,
-    without_online,
 )
 from superopt.mugraph.ops import MONOIDS, OPS, identity
 from superopt.mugraph.program import Store
@@ -180,15 +179,15 @@ class LoopAccuracy(Accuracy):
 
     def __init__(self, weights: frozenset[str] = frozenset(), seed: int = 0) -> None:
         super().__init__(weights, seed)
-        self._loops: dict[tuple[Expr, Axis], Array] = {}
+        self._loops: dict[tuple[Expr, Expr, Axis], Array] = {}
         self._wanted: dict[tuple[Expr, Axis], Array] = {}
         self._samples: dict[tuple[Axis, object], Sample] = {}
         self._dims: dict[Axis, int] = {}  # one order of axes, so that values compare
 
-    def loop_errors(self, value: Expr, k: Axis) -> Array:
-        key = (value, k)
+    def loop_errors(self, value: Expr, k: Axis, plain: Expr) -> Array:
+        """A world each, against `plain` in float64: what the value is over the reals."""
+        key = (value, plain, k)
         if key not in self._loops:
-            plain = without_online(value)
             if (plain, k) not in self._wanted:
                 self._wanted[plain, k] = self._sample(k, np.float64).value(plain)
             got = run(value, self._sample(k, np.float32))

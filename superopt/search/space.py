@@ -13,7 +13,7 @@ from superopt.cost_model.profile import Profile
 from superopt.errors import UsageError
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import is_float
-from superopt.mugraph.expr import Axis, Expr, cast, toposort
+from superopt.mugraph.expr import Axis, Expr, cast, toposort, without_online
 from superopt.mugraph.program import (
     Branch,
     Config,
@@ -458,8 +458,9 @@ class Space:
         if self.allow_unsafe:
             return True
         for new, old in zip(found, stores, strict=True):
-            errors = self.accuracy.loop_errors(new.value, k)
-            if not within(errors, self.accuracy.loop_errors(old.value, k)).all():
+            plain = without_online(old.value)
+            errors = self.accuracy.loop_errors(new.value, k, plain)
+            if not within(errors, self.accuracy.loop_errors(old.value, k, plain)).all():
                 self.tally.refused[new.value] = worst(errors)
                 return False
         return True
@@ -474,7 +475,9 @@ class Space:
             return terms
         verdicts = list(zip(terms, self.accuracy.as_good(terms, target.written), strict=True))
         lossy = [t for t, safe in verdicts if not safe]
-        self.tally.refused.update({t: worst(self.accuracy.errors(t)) for t in lossy})
+        self.tally.refused.update(
+            {t: worst(self.accuracy.errors(t, target.written)) for t in lossy}
+        )
         kept = [t for t, safe in verdicts if safe]
         return kept if cut else [*kept, target.written]
 

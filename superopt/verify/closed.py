@@ -23,13 +23,13 @@ from superopt.mugraph.expr import (
     axis,
     cast,
     const,
+    in_one_turn,
     index,
     is_const,
     op,
     rewrite,
     substitute,
     toposort,
-    without_online,
 )
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import KernelGraph, Program, Store
@@ -82,6 +82,8 @@ def _at(s: Store, indices: Sequence[Expr], guard: Expr) -> Expr:
 def close(program: Program) -> list[Store]:
     """The stores of the outputs, all temporaries replaced by what is stored in them.
 
+    Online loops take one turn: where statistics have no value, guards decide, as in the kernel.
+
     Raises NotClosed where a temporary that is loaded is stored in pieces.
     """
     known: dict[Tensor, Store] = {}
@@ -100,7 +102,7 @@ def close(program: Program) -> list[Store]:
             s.tensor,
             s.axes,
             s.indices,
-            cast(rewrite(without_online(s.value), inline), s.tensor.dtype),
+            cast(rewrite(in_one_turn(s.value), inline), s.tensor.dtype),
         )
         known[s.tensor] = closed
         stores.append(closed)

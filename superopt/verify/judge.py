@@ -12,6 +12,7 @@ unless eager itself is otherwise: there nothing is asked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +29,24 @@ LEAST_EXPONENT = {"f16": -14, "bf16": -126, "f32": -126, "f64": -1022}
 @dataclass(frozen=True)
 class Judgement:
     """`ratio`: the worst error over what is allowed (inf for a wrong NaN); at most 1 passes.
-    `at`: where that is, None where nothing was compared. `compared`: how many elements were."""
+    `at`: where that is, None where nothing was compared. `compared`: how many elements were.
+    `error`, `own`: the largest error and the largest of eager's, in ulps of their rows."""
 
     ratio: float
     at: tuple[int, ...] | None
     compared: int
+    error: float = 0.0
+    own: float = 0.0
+
+
+def pooled(draws: Sequence[Judgement]) -> float:
+    """The worst error over what is allowed where draws of one kind of input are one row.
+
+    Errors of a row have causes in common (a rounded score moves all of a row), so that in a single
+    draw eager may be right by luck.
+    """
+    worst = max(j.error for j in draws) / max(1.0, FACTOR * max(j.own for j in draws))
+    return worst if all(np.isfinite(j.ratio) for j in draws) else float("inf")
 
 
 def largest(dtype: str) -> float:
@@ -78,15 +92,18 @@ def judge(
     width = shape[-1] if shape else 1
     g, w, e = (a.astype(np.float64).reshape(-1, max(width, 1)) for a in (got, want, eager))
     chosen = np.ones(g.shape, bool) if mask is None else mask.reshape(g.shape)
-    with np.errstate(all="ignore"):
-        ratio = np.where(chosen, _ratios(g, w, e, dtype), 0.0)
     if not chosen.any():
         return Judgement(0.0, None, 0)
+    with np.errstate(all="ignore"):
+        ratio, error, own = _ratios(g, w, e, dtype)
+    ratio, error = np.where(chosen, ratio, 0.0), np.where(chosen, error, 0.0)
     at = np.unravel_index(int(np.argmax(ratio)), shape)
-    return Judgement(float(np.max(ratio)), tuple(int(i) for i in at), int(chosen.sum()))
+    where = tuple(int(i) for i in at)
+    return Judgement(float(ratio.max()), where, int(chosen.sum()), float(error.max()), own)
 
 
-def _ratios(got: Array, want: Array, eager: Array, dtype: str) -> Array:
+def _ratios(got: Array, want: Array, eager: Array, dtype: str) -> tuple[Array, Array, float]:
+    """Errors over what is allowed, errors in ulps of their rows, and eager's largest in these."""
     expected = stored(want, dtype)
     asked = _alike(stored(eager, dtype), expected)
     plain = asked & np.isfinite(expected)
@@ -101,7 +118,9 @@ def _ratios(got: Array, want: Array, eager: Array, dtype: str) -> Array:
     near |= np.isinf(expected) & np.isfinite(want) & np.isnan(got)  # too large: lost either way
     ratio = np.where(error == 0, 0.0, error / allowed)
     ratio = np.where(plain & ~wrong, ratio, np.where(asked & wrong & ~near, np.inf, 0.0))
-    return np.asarray(ratio)
+    units = np.where(plain & ~wrong & (error > 0), error / unit, 0.0)
+    own = np.where(most > 0, most / unit, 0.0)
+    return np.asarray(ratio), np.asarray(units), float(own.max(initial=0.0))
 
 
 def _edge(got: Array, dtype: str) -> Array:

@@ -13,7 +13,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
@@ -30,7 +30,7 @@ from superopt.mugraph.serialize import from_json
 from superopt.verify import closed, draws
 from superopt.verify.hostile import ROWS, Inputs, Row
 from superopt.verify.interpreter import Watch, faithful, widen
-from superopt.verify.judge import Judgement, judge
+from superopt.verify.judge import Judgement, judge, pooled
 from superopt.verify.tested import describe
 
 MOST_PROGRAMS = 6  # of the last launch, for one set of inputs
@@ -38,7 +38,9 @@ MOST_ELEMENTS = 4096  # compared in one output, for one set of inputs
 ROW_ELEMENTS = 128  # of each row compared, to know its largest value and eager's error
 MOST_WORK = 8_000_000  # scalar operations of a reference, for one output and set of inputs
 EAGER_WORK = 3_000_000  # up to here eager itself is run; beyond, its rounding is emulated
-MOST_COST = 12.0  # estimated seconds of earlier launches, all sets of inputs together
+MARGINAL = 4.0  # times what is allowed: up to here more draws decide
+REDRAWS = 4
+MOST_COST = 20.0  # estimated seconds of running all programs of launches before the last
 
 
 def to_numpy(t: torch.Tensor) -> Array:
@@ -60,6 +62,14 @@ def lazily(t: torch.Tensor) -> Any:
 class Failure(Exception):
     """The gate's witness."""
 
+    witness: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An output's judgement, and its worst element as a witness."""
+
+    judgement: Judgement
     witness: dict[str, Any]
 
 
@@ -141,7 +151,42 @@ class Job:
         everything = self.full or all(c is None for c in chosen)
         if everything:
             self.check_whole(written, where)
-        self.compare(inputs, outputs, written, sizes, where, random.Random(f"{self.seed} {n}"))
+        rng = random.Random(f"{self.seed} {n}")
+        found = self.compare(inputs, outputs, written, sizes, where, rng)
+        if any(1 < c.judgement.ratio <= MARGINAL for c in found):
+            found = self.pool(found, row, sizes, chosen, rng)
+        for c in found:
+            self.compared += c.judgement.compared
+            if c.judgement.ratio > self.worst:
+                self.worst, self.worst_at = c.judgement.ratio, f"{row.name} at {sizes}"
+            if c.judgement.ratio > 1:
+                raise Failure(c.witness)
+
+    def pool(
+        self,
+        first: Sequence[Compared],
+        row: Row,
+        sizes: dict[str, int],
+        chosen: Sequence[set[int] | None],
+        rng: random.Random,
+    ) -> list[Compared]:
+        """The first draw of a kind of input judged together with some more."""
+        draws = [[c] for c in first]
+        for again in range(1, REDRAWS + 1):
+            where = {"inputs": f"{row.name}, draw {again}", "sizes": sizes}
+            inputs = Inputs(self.program, self.seed + again).make(row, sizes)
+            outputs, watch = self.launch(inputs, lambda launch, _: chosen[launch], where)
+            written = [watch.written(t) for t in outputs]
+            found = self.compare(inputs, outputs, written, sizes, where, rng)
+            for own, c in zip(draws, found, strict=True):
+                own.append(c)
+        result = []
+        for own in draws:
+            worst = max(own, key=lambda c: c.judgement.ratio)
+            ratio = pooled([c.judgement for c in own])
+            judgement = replace(worst.judgement, ratio=ratio)
+            result.append(Compared(judgement, {**worst.witness, "ratio": ratio}))
+        return result
 
     def launch(
         self,
@@ -235,7 +280,9 @@ class Job:
         sizes: Mapping[str, int],
         where: dict[str, Any],
         rng: random.Random,
-    ) -> None:
+    ) -> list[Compared]:
+        """A judgement for each output."""
+        found = []
         references = self.references(inputs, written, sizes, rng)
         for tensor, output, reference in zip(
             self.program.outputs, outputs, references, strict=True
@@ -247,23 +294,15 @@ class Job:
                 self.eager.add("emulated")
                 again = reference.judge(got, reference.emulated(), tensor.dtype)
                 verdict, want, eager = min((verdict, want, eager), again, key=lambda j: j[0].ratio)
-            self.compared += verdict.compared
-            if verdict.ratio > self.worst:
-                self.worst, self.worst_at = verdict.ratio, f"{where['inputs']} at {where['sizes']}"
-            if verdict.ratio > 1 and verdict.at is not None:
+            witness: dict[str, Any] = {}
+            if verdict.at is not None:
                 spot = verdict.at
                 index = [int(np.broadcast_to(i, got.shape)[spot]) for i in at]
                 values = {"got": got[spot], "want": want[spot], "eager": eager[spot]}
                 numbers = {k: float(v) for k, v in values.items()}
-                raise Failure(
-                    {
-                        **where,
-                        "output": tensor.name,
-                        "index": index,
-                        **numbers,
-                        "ratio": verdict.ratio,
-                    }
-                )
+                witness = {**where, "output": tensor.name, "index": index, **numbers}
+            found.append(Compared(verdict, witness | {"ratio": verdict.ratio}))
+        return found
 
     def references(
         self,
@@ -429,7 +468,8 @@ def points_in(
         return total > MOST_ELEMENTS or closed.work([store.value], wide, sizes) > MOST_WORK
 
     while max(count.values(), default=1) > 1 and too_many():
-        widest = max(count, key=lambda a: (count[a] / (8 if a is last else 1), a.name))
+        several = [a for a in count if count[a] > 1]
+        widest = max(several, key=lambda a: (count[a] / (8 if a is last else 1), a.name))
         count[widest] = -(-count[widest] // 2)
     points = {}
     for a, v in values.items():
