@@ -99,6 +99,30 @@ print([s.ok for s in compile_for(Path(sys.argv[1]), {"B": 16}, "sm_90")])
     assert python(code, str(broken)).strip() == "[False, False]"
 
 
+ORDER = """
+import sys
+from pathlib import Path
+from superopt.emit.compile import Launch, _compiled, load
+kernel = load(Path(sys.argv[1])).sizes
+options = {"B": 32, "A": 16, "num_warps": 4, "num_stages": 1}
+print(_compiled(Launch(kernel, 1, (), options), "sm_90"))
+"""
+SIZES = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def sizes(A: tl.constexpr, B: tl.constexpr):
+    tl.static_assert(A == 16)
+    tl.static_assert(B == 32)
+"""
+
+
+def test_constants_go_by_name(tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_text(SIZES)
+    assert "error=''" in python(ORDER, str(tmp_path / "kernel.py"))
+
+
 HELPER = """
 @triton.jit
 def run(x_ptr, i_ptr, out_ptr, keys_ptr):

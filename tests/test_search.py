@@ -5,18 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import online_programs as table
 import programs
 import pytest
 import torch
 from programs import traced
 
+import superopt
+from superopt import Tensor
 from superopt.cost_model.profile import load_profile
 from superopt.errors import CheckFailed, UsageError
 from superopt.mugraph.evaluate import run_program
-from superopt.mugraph.expr import find
+from superopt.mugraph.expr import find, toposort
 from superopt.mugraph.interpret import run_graph
 from superopt.mugraph.program import Config, Program
+from superopt.mugraph.threads import dot_of
+from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, Outcome, choices, search_program
+from superopt.verify import check_graph
 
 H200 = load_profile("h200")
 NORM = {"dtype": torch.float16, "x": (16, 1024), "g": 1024, "w": (1024, 2048)}
@@ -77,6 +83,48 @@ def test_unsafe_forms_are_found_and_refused() -> None:
     assert search(program).refused  # E[x^2] - E[x]^2 among them
     allowed = search_program(program, Options(H200, ((),), allow_unsafe=True))
     assert not allowed.refused
+
+
+def test_a_clamp_that_only_zeros_meet_is_kept() -> None:
+    def normalized(x):
+        return torch.nn.functional.normalize(x, dim=-1)
+
+    for c in search(traced(normalized, x=(64, 512))).candidates:
+        assert "1e-12" in c.text
+
+
+def test_no_part_of_masked_keys_loses_its_maximum() -> None:
+    """Split over programs: a part may have no key at all, and scores may be large."""
+    program = trace(superopt.spec(dtype=torch.float16, **masked_keys())(decode_masked)).program
+    outcome = search(program)
+    best = outcome.candidates[0].graph
+    assert len(best.kernels) == 2
+    assert all("max[" in c.text for c in outcome.candidates)
+    assert any("exp(" in form and "inf" in why for form, why in outcome.refused.items())
+    assert check_graph(program, best).passed
+
+
+def decode_masked(q, k, v, length):
+    s = table.scores(q, k)
+    j = torch.arange(k.shape[-2])
+    return table.weighted(s.masked_fill(j >= length[:, None, None, None], -torch.inf), v)
+
+
+def masked_keys() -> table.Tensors:
+    length = Tensor(1, dtype=table.LONG, range=(0, 4097))
+    return {"q": Tensor(1, 8, 1, 64), "k": Tensor(1, 8, 4096, 64), "v": Tensor(1, 8, 4096, 64),
+            "length": length}  # fmt: skip
+
+
+def test_products_of_halves_are_exact_in_float() -> None:
+    def scores(q, k):
+        return q.float() @ k.float().T
+
+    spec = superopt.spec(q=Tensor(64, 64), k=Tensor(64, 64), dtype=torch.float16)(scores)
+    branch = search(trace(spec).program).candidates[0].graph.kernels[0].branches[0]
+    (node,) = [n for n in toposort(branch.stores[0].value) if n.op == "reduce"]
+    assert node.attr.operand == "f32"
+    assert dot_of(branch, node).operand == "f16"
 
 
 def test_both_halves_of_a_row_are_read_once() -> None:

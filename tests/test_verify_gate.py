@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import verify_kernels as kernels
 
 from superopt.mugraph.program import Program
+from superopt.mugraph.trace import trace
+from superopt.spec import Tensor, spec
 from superopt.verify import GateResult, SpecShape, Worker, gate, gate_sizes, verify_folder
-from superopt.verify.judge import judge, stored, ulp
+from superopt.verify.judge import Judgement, judge, pooled, stored, ulp
+from superopt.verify.worker import points_in
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +191,23 @@ def test_elements_that_are_not_compared_still_set_the_rows_ulp() -> None:
     mask = want == 1.0
     assert judge(want + mask * 0.5, want, want, "f16", mask).ratio == 0.5
     assert judge(want + ~mask * 100.0, want, want, "f16", mask).ratio == 0
+
+
+def test_more_draws_decide_what_one_leaves_open() -> None:
+    lucky, usual = Judgement(1.5, (0,), 64, 3.0, 1.0), Judgement(0.5, (0,), 64, 2.0, 2.0)
+    assert pooled([lucky]) == 1.5
+    assert pooled([lucky, usual]) == 0.75
+    assert pooled([lucky, Judgement(1.4, (0,), 64, 2.8, 1.0)]) == 1.5  # worse every time
+    assert pooled([lucky, Judgement(np.inf, (0,), 64)]) == np.inf
+
+
+def test_points_are_chosen_where_one_element_is_too_much_work() -> None:
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return torch.exp(x).sum(-1)
+
+    program = trace(spec(x=Tensor(4, 6, 1 << 26))(total)).program
+    points = points_in(np.ones((4, 6), bool), program.stores[0], {}, random.Random(0))
+    assert sorted(map(len, points.values())) == [1, 6]  # some of a row, to know its errors
 
 
 def test_exact_types_must_be_equal() -> None:

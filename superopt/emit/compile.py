@@ -130,8 +130,11 @@ def _compiled(launch: Launch, target: str) -> CompileStats:
     from triton.compiler import ASTSource
 
     name = launch.kernel.__name__
-    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False)) | dict(launch.options)
-    options = {k: values.pop(k) for k in ("num_warps", "num_stages")}
+    names = launch.kernel.arg_names
+    given = dict(zip(names, launch.args, strict=False)) | dict(launch.options)
+    options = {k: given.pop(k) for k in ("num_warps", "num_stages")}
+    values = {k: given.pop(k) for k in names}  # constants go by position
+    assert not given, f"{name} has no parameters {sorted(given)}"
     constexprs = {p.name for p in launch.kernel.params if p.is_constexpr}
     signature, constants, attributes = _specialized(values, constexprs)
     try:
