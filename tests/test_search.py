@@ -101,19 +101,19 @@ def test_no_part_of_masked_keys_loses_its_maximum() -> None:
     assert len(best.kernels) == 2
     assert all("max[" in c.text for c in outcome.candidates)
     assert any("exp(" in form and "inf" in why for form, why in outcome.refused.items())
-    assert check_graph(program, best).passed
+    assert all(check_graph(program, best, seed).passed for seed in range(3))
 
 
 def decode_masked(q, k, v, length):
-    s = table.scores(q, k)
-    j = torch.arange(k.shape[-2])
-    return table.weighted(s.masked_fill(j >= length[:, None, None, None], -torch.inf), v)
+    q, k, v = q.float(), k.float().repeat_interleave(8, 1), v.float().repeat_interleave(8, 1)
+    hidden = torch.arange(k.shape[-2]) >= length[:, None, None, None]
+    return torch.softmax((q @ k.mT / 8).masked_fill(hidden, -torch.inf), -1) @ v
 
 
 def masked_keys() -> table.Tensors:
-    length = Tensor(1, dtype=table.LONG, range=(0, 4097))
-    return {"q": Tensor(1, 8, 1, 64), "k": Tensor(1, 8, 4096, 64), "v": Tensor(1, 8, 4096, 64),
-            "length": length}  # fmt: skip
+    keys = Tensor(1, 2, 8192, 128)
+    length = Tensor(1, dtype=table.LONG, range=(0, 8193))
+    return {"q": Tensor(1, 16, 1, 128), "k": keys, "v": keys, "length": length}
 
 
 def test_products_of_halves_are_exact_in_float() -> None:
