@@ -386,21 +386,29 @@ def _unset(s: Expr, start: float) -> Expr | None:
 def _checked(stores: tuple[Store, ...], k: Axis, laws: tuple[Law, ...]) -> Iterator[Form]:
     """Forms that compute what the stores do, those with fewer accumulators first.
 
-    For each set of auxiliaries the simplest, and the simplest of which parts can be merged.
+    For each set of auxiliaries the simplest, and the simplest of which parts can be merged. Where a
+    law holds only with an auxiliary, what does without it takes another pass: it comes last.
     """
     extras = list(dict.fromkeys(a for law in laws for a in law.auxiliaries))
     full = Sample(k)
     subsets = [frozenset(d) for n in range(len(extras), -1, -1) for d in combinations(extras, n)]
+    partial: dict[tuple[Store, ...], Form] = {}
     kept = 0
     for dropped in subsets[:MOST_SUBSETS]:
         own = {law.reduction: law.without(dropped) for law in laws}
         used = {r: own[r] for r in _reached(stores, k, own)}
         forms = [_form(stores, full, used, splits) for splits in (False, True)]
         found = {f.stores: f for f in forms if f is not None}  # one that also splits wins
-        yield from found.values()
-        kept += bool(found)
+        whole = [f for f in found.values() if len(f.laws) == len(used)]
+        partial.update({new: f for new, f in found.items() if f not in whole})
+        yield from whole
+        kept += bool(whole)
         if kept == MOST_FORMS:
             return
+    if partial and not kept:
+        yield from list(partial.values())[:MOST_FORMS]
+    elif not kept and len(laws) > 1:  # what the last one gives takes another pass
+        yield from _checked(stores, k, laws[:-1])
 
 
 def _form(
