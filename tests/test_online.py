@@ -40,7 +40,8 @@ SEARCHED = (
     "attention", "causal", "sliding_window", "key_lengths", "tree_mask", "sink_joined",
     "gqa_expand-b1-256", "gqa_expand-b1-4096", "logsumexp-262144", "softmax-50257",
     "cross_entropy-50257", "entropy-4096", "variance-262144", "argmax", "top1_of_logits",
-    "group_norm_silu", "linear_cross_entropy",
+    "group_norm_silu", "linear_cross_entropy", "skewness-262144", "kl_divergence-262144",
+    "norm_linear",
 )  # fmt: skip
 DISGUISED = ("attention", "logsumexp-262144", "cross_entropy-50257", "entropy-4096")
 METERED = (
