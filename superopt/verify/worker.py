@@ -40,6 +40,7 @@ MOST_WORK = 8_000_000  # scalar operations of a reference, for one output and se
 EAGER_WORK = 3_000_000  # up to here eager itself is run; beyond, its rounding is emulated
 MARGINAL = 4.0  # times what is allowed: up to here more draws decide
 REDRAWS = 4
+MOST_REDRAWN = 1 << 27  # elements of input drawn anew for one set of inputs: fewer draws beyond
 MOST_COST = 20.0  # estimated seconds of running all programs of launches before the last
 
 
@@ -153,8 +154,10 @@ class Job:
             self.check_whole(written, where)
         rng = random.Random(f"{self.seed} {n}")
         found = self.compare(inputs, outputs, written, sizes, where, rng)
+        elements = sum(self.numel(t, sizes) for t in self.program.inputs)
+        redraws = min(REDRAWS, MOST_REDRAWN // max(elements, 1))
         if any(1 < c.judgement.ratio <= MARGINAL for c in found):
-            found = self.pool(found, row, sizes, chosen, rng)
+            found = self.pool(found, row, sizes, chosen, redraws, rng)
         for c in found:
             self.compared += c.judgement.compared
             if c.judgement.ratio > self.worst:
@@ -168,11 +171,12 @@ class Job:
         row: Row,
         sizes: dict[str, int],
         chosen: Sequence[set[int] | None],
+        redraws: int,
         rng: random.Random,
     ) -> list[Compared]:
         """The first draw of a kind of input judged together with some more."""
         draws = [[c] for c in first]
-        for again in range(1, REDRAWS + 1):
+        for again in range(1, redraws + 1):
             where = {"inputs": f"{row.name}, draw {again}", "sizes": sizes}
             inputs = Inputs(self.program, self.seed + again).make(row, sizes)
             outputs, watch = self.launch(inputs, lambda launch, _: chosen[launch], where)
