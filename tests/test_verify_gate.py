@@ -199,6 +199,8 @@ def test_more_draws_decide_what_one_leaves_open() -> None:
     assert pooled([lucky, usual]) == 0.75
     assert pooled([lucky, Judgement(1.4, (0,), 64, 2.8, 1.0)]) == 1.5  # worse every time
     assert pooled([lucky, Judgement(np.inf, (0,), 64)]) == np.inf
+    want = np.zeros((1, 64))
+    assert pooled([judge(want + 7, want, want + 3, "i64")]) == 7 / 6  # not lost without an ulp
 
 
 def test_points_are_chosen_where_one_element_is_too_much_work() -> None:

@@ -118,9 +118,9 @@ def _ratios(got: Array, want: Array, eager: Array, dtype: str) -> tuple[Array, A
     near |= np.isinf(expected) & np.isfinite(want) & np.isnan(got)  # too large: lost either way
     ratio = np.where(error == 0, 0.0, error / allowed)
     ratio = np.where(plain & ~wrong, ratio, np.where(asked & wrong & ~near, np.inf, 0.0))
-    units = np.where(plain & ~wrong & (error > 0), error / unit, 0.0)
-    own = np.where(most > 0, most / unit, 0.0)
-    return np.asarray(ratio), np.asarray(units), float(own.max(initial=0.0))
+    step = np.where(unit > 0, unit, 1.0)  # exact types have no ulp: they count whole steps
+    units = np.where(plain & ~wrong, error / step, 0.0)
+    return np.asarray(ratio), np.asarray(units), float((most / step).max(initial=0.0))
 
 
 def _edge(got: Array, dtype: str) -> Array:
