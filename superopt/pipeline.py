@@ -318,10 +318,8 @@ def _fitted(
 
 def _overtaken(run: Run, draft: Draft) -> bool:
     """Whether another candidate is predicted faster than this one, now that it had to change."""
-    prediction = draft.prediction(run.profile)
-    draft.candidate.at[draft.sizes] = tuple(draft.configs), prediction
-    others = [c.at[draft.sizes][1].time_us for c in run.left if draft.sizes in c.at]
-    return min(others) * SAME < prediction.time_us
+    times = [c.at[draft.sizes][1].time_us for c in run.left if draft.sizes in c.at]
+    return min(times) * SAME < draft.candidate.at[draft.sizes][1].time_us
 
 
 def _problem(compiled: CompileStats, profile: Profile) -> str:
@@ -350,6 +348,7 @@ def _replaced(run: Run, draft: Draft, problems: Mapping[int, str]) -> bool:
         if not left:
             return False
         draft.configs[n] = left[0]
+    draft.candidate.at[draft.sizes] = tuple(draft.configs), draft.prediction(run.profile)
     return True
 
 

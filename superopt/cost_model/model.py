@@ -196,7 +196,7 @@ class KernelModel:
                 loaded = [a.free for a in dict.fromkeys(f.accesses) if a.context and not a.is_store]
                 kept = 2.0 * wide[True] + sum(ft.tile_elements(s, free) for free in loaded)
             loop = (loop + kept) / threads + 30
-            roomy = straight <= np.minimum(most, most if f.accumulators else STRAIGHT_REGISTERS)
+            roomy = straight <= (most if f.accumulators else np.minimum(most, STRAIGHT_REGISTERS))
             fits = fits & roomy & (loop <= most)
             for axis in f.dot_axes:
                 if s.roles[axis] != "program":
@@ -219,7 +219,7 @@ class KernelModel:
             if w.dot is not None and w.dot.operand == "f32"
         ]
         most = UNROLLED if len(amounts) == 1 else UNROLLED / 2
-        stays = threads > 0
+        stays = np.ones(1, bool)
         for a in amounts:
             stays = stays & (a <= most)
         return stays

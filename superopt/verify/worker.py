@@ -23,7 +23,7 @@ import torch
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.evaluate import Array, Evaluator, run_program
-from superopt.mugraph.expr import Axis, Expr, Tensor, toposort
+from superopt.mugraph.expr import Axis, Tensor, toposort
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import Program, Store
 from superopt.mugraph.serialize import from_json
@@ -154,10 +154,8 @@ class Job:
             self.check_whole(written, where)
         rng = random.Random(f"{self.seed} {n}")
         found = self.compare(inputs, outputs, written, sizes, where, rng)
-        elements = sum(self.numel(t, sizes) for t in self.program.inputs)
-        redraws = min(REDRAWS, MOST_REDRAWN // max(elements, 1))
         if any(1 < c.judgement.ratio <= MARGINAL for c in found):
-            found = self.pool(found, row, sizes, chosen, redraws, rng)
+            found = self.pool(found, row, sizes, chosen, rng)
         for c in found:
             self.compared += c.judgement.compared
             if c.judgement.ratio > self.worst:
@@ -171,10 +169,11 @@ class Job:
         row: Row,
         sizes: dict[str, int],
         chosen: Sequence[set[int] | None],
-        redraws: int,
         rng: random.Random,
     ) -> list[Compared]:
         """The first draw of a kind of input judged together with some more."""
+        elements = sum(self.numel(t, sizes) for t in self.program.inputs)
+        redraws = min(REDRAWS, MOST_REDRAWN // max(elements, 1))
         draws = [[c] for c in first]
         for again in range(1, redraws + 1):
             where = {"inputs": f"{row.name}, draw {again}", "sizes": sizes}
@@ -330,24 +329,11 @@ class Job:
             store = stores[tensor]
             points = points_in(mask, store, sizes, rng)
             at = grid(store, points, mask.shape)
-            axes, full = order(store), mask[at].shape
-            shape = [len(points[a]) for a in axes]
+            full = mask[at].shape
             exact, *finite = (
-                np.broadcast_to(
-                    Evaluator(x, sizes, points=points).align(store.value, axes), shape
-                ).reshape(full)
-                for x in (arrays, *tamed)
+                values_at(store, points, x, sizes).reshape(full) for x in (arrays, *tamed)
             )
-
-            def emulated(
-                value: Expr = store.value,
-                points: Mapping[Axis, Array] = points,
-                axes: tuple[Axis, ...] = axes,
-                shape: tuple[list[int], Any] = (shape, full),
-            ) -> Array:
-                rounding = Evaluator(arrays, sizes, points=points, rounding=True)
-                return np.broadcast_to(rounding.align(value, axes), shape[0]).reshape(shape[1])
-
+            emulated = partial(_rounded_at, store, points, arrays, sizes, full)
             if whole is None:
                 self.eager.add("emulated")
             eager = emulated() if whole is None else to_numpy(whole[n])[at].reshape(full)
@@ -404,6 +390,29 @@ class Reference:
         want, own = unless_masked(got, self.exact, eager, self.tamed)
         want, own = want.astype(np.float64), own.astype(np.float64)
         return judge(got, want, own, dtype, self.mask), want, own
+
+
+def values_at(
+    store: Store,
+    points: Mapping[Axis, Array],
+    tensors: Mapping[str, Array],
+    sizes: Mapping[str, int],
+    rounding: bool = False,
+) -> Array:
+    """What a plain store puts at some points, a dimension an axis."""
+    axes = order(store)
+    evaluator = Evaluator(tensors, sizes, points=points, rounding=rounding)
+    return np.broadcast_to(evaluator.align(store.value, axes), [len(points[a]) for a in axes])
+
+
+def _rounded_at(
+    store: Store,
+    points: Mapping[Axis, Array],
+    tensors: Mapping[str, Array],
+    sizes: Mapping[str, int],
+    shape: tuple[int, ...],
+) -> Array:
+    return values_at(store, points, tensors, sizes, rounding=True).reshape(shape)
 
 
 def _named(values: Callable[[], dict[str, Array]], name: str) -> Array:
