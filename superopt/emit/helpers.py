@@ -24,34 +24,6 @@ def multiply(a, b):
     return a * b
 
 
-def ordered_int(x):
-    """An integer that orders as the float does, every NaN above infinity."""
-    if x.dtype == tl.float64:
-        bits = tl.where(x == x, x, float("nan")).to(tl.int64, bitcast=True)
-        return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-    else:
-        bits = tl.where(x == x, x, float("nan")).to(tl.int32, bitcast=True)
-        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def from_ordered_int(key):
-    """The float that `ordered_int` came from."""
-    if key.dtype == tl.int64:
-        return (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
-    else:
-        return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-def max_along(x, axis: tl.constexpr):
-    """The maximum along an axis; NaN if any element is (tl.max skips NaN)."""
-    return from_ordered_int(tl.max(ordered_int(x), axis=axis))
-
-
-def min_along(x, axis: tl.constexpr):
-    """The minimum along an axis; NaN if any element is (tl.min skips NaN)."""
-    return -from_ordered_int(tl.max(ordered_int(-x), axis=axis))
-
-
 def sign(x):
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
 
@@ -259,8 +231,26 @@ else:
     def dot_bf16(a, b, acc=None):
         return tl.dot(a, b, acc)
 """
+_ALONG = """
+if triton.knobs.runtime.interpret:  # it calls a function of two for each element
 
-HELPERS: dict[str, str] = _split() | {"dot_bf16": _DOT_BF16}
+    @triton.jit
+    def {0}_along(x, axis: tl.constexpr):
+        found = tl.{0}(x, axis=axis)
+        return tl.where(tl.max((x != x).to(tl.int32), axis=axis) > 0, float("nan"), found)
+
+else:
+
+    @triton.jit
+    def {0}_along(x, axis: tl.constexpr):
+        return tl.reduce(x, axis, {0}imum)  # tl.{0} skips NaN
+"""
+
+HELPERS: dict[str, str] = _split() | {
+    "dot_bf16": _DOT_BF16,
+    "max_along": _ALONG.format("max"),
+    "min_along": _ALONG.format("min"),
+}
 """Name -> text. A name that ends in `_int` serves integers."""
 
 
@@ -272,6 +262,6 @@ def with_needed(names: set[str]) -> list[str]:
         name = stack.pop()
         if name not in needed:
             needed.add(name)
-            called = set(re.findall(r"(?<![\w.])(\w+)\(", HELPERS[name])) & HELPERS.keys()
+            called = set(re.findall(r"(?<![\w.])\w+(?=[()])", HELPERS[name])) & HELPERS.keys()
             stack.extend(called - {name})
     return [name for name in HELPERS if name in needed]
