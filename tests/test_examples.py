@@ -61,7 +61,7 @@ TABLE = (
 MORE_SIZES = {  # of one search: sizes beside the row's, with the requested bytes that hold there
     "softmax": (
         ({"B": 5, "N": 4095}, 1.05),
-        ({"B": 3, "N": 16383}, 1.05),
+        ({"B": 3, "N": 32767}, 1.05),
         ({"B": 1, "N": 262144}, 2.1),
     )
 }

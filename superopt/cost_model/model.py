@@ -183,18 +183,21 @@ class KernelModel:
                 free = w.free - {w.dot.k} if w.dot else w.free
                 inside = bool(w.context)
                 wide[inside] = np.maximum(wide[inside], w.words * ft.tile_elements(s, free))
-            for free in dict.fromkeys(
-                a.free for a in f.accesses if not a.is_store and not a.context
-            ):
-                straight = straight + ft.tile_elements(s, free)
+            loaded = dict.fromkeys(
+                (a.free, ft.bytes_of(a.tensor) / 4)
+                for a in f.accesses
+                if not a.is_store and not a.context
+            )
+            for free, words in loaded:
+                straight = straight + words * ft.tile_elements(s, free)
             for a in f.accesses:
                 if a.context and not a.is_store and not a.free & f.dot_axes:
                     wide[True] = np.maximum(wide[True], ft.tile_elements(s, a.free))
-            straight = (straight + 1.2 * wide[False]) / threads + 30
+            straight = (straight + 1.2 * wide[False]) / threads + 10
             kept = 1.5 * wide[True]
             if f.online and not f.dots:
-                loaded = [a.free for a in dict.fromkeys(f.accesses) if a.context and not a.is_store]
-                kept = 2.0 * wide[True] + sum(ft.tile_elements(s, free) for free in loaded)
+                looped = [a.free for a in dict.fromkeys(f.accesses) if a.context and not a.is_store]
+                kept = 2.0 * wide[True] + sum(ft.tile_elements(s, free) for free in looped)
             loop = (loop + kept) / threads + 30
             roomy = straight <= (most if f.accumulators else np.minimum(most, STRAIGHT_REGISTERS))
             fits = fits & roomy & (loop <= most)
