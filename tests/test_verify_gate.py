@@ -212,6 +212,20 @@ def test_points_are_chosen_where_one_element_is_too_much_work() -> None:
     assert sorted(map(len, points.values())) == [1, 6]  # some of a row, to know its errors
 
 
+def test_a_marginal_verdict_looks_at_more_rows() -> None:
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    store = trace(spec(x=Tensor(64, 300))(doubled)).program.stores[0]
+    mask = np.zeros((64, 300), bool)
+    mask[5] = True
+    (few, many) = (points_in(mask, store, {}, random.Random(0), n) for n in (0, 16))
+    row = next(a for a in store.axes if a.extent.attr == 64)
+    assert list(few[row]) == [5]
+    assert 5 in many[row]
+    assert len(many[row]) in (8, 9)  # not 16, at 128 of a row: that many elements are enough
+
+
 def test_exact_types_must_be_equal() -> None:
     want = np.arange(64.0).reshape(1, 64)
     assert judge(want, want, want, "i64").ratio == 0

@@ -39,6 +39,7 @@ ROW_ELEMENTS = 128  # of each row compared, to know its largest value and eager'
 MOST_WORK = 8_000_000  # scalar operations of a reference, for one output and set of inputs
 EAGER_WORK = 3_000_000  # up to here eager itself is run; beyond, its rounding is emulated
 MARGINAL = 4.0  # times what is allowed: up to here more draws decide
+MORE_ROWS = 16  # of each dimension, for eager's errors, where a verdict is marginal
 REDRAWS = 4
 MOST_REDRAWN = 1 << 27  # elements of input drawn anew for one set of inputs: fewer draws beyond
 MOST_COST = 20.0  # estimated seconds of running all programs of launches before the last
@@ -155,7 +156,10 @@ class Job:
         rng = random.Random(f"{self.seed} {n}")
         found = self.compare(inputs, outputs, written, sizes, where, rng)
         if any(1 < c.judgement.ratio <= MARGINAL for c in found):
-            found = self.pool(found, row, sizes, chosen, rng)
+            found = self.compare(inputs, outputs, written, sizes, where, rng, MORE_ROWS)
+            found = self.pool([found])
+        if any(1 < c.judgement.ratio <= MARGINAL for c in found):
+            found = self.pool([found, *self.redrawn(row, sizes, chosen, rng)])
         for c in found:
             self.compared += c.judgement.compared
             if c.judgement.ratio > self.worst:
@@ -163,28 +167,28 @@ class Job:
             if c.judgement.ratio > 1:
                 raise Failure(c.witness)
 
-    def pool(
+    def redrawn(
         self,
-        first: Sequence[Compared],
         row: Row,
         sizes: dict[str, int],
         chosen: Sequence[set[int] | None],
         rng: random.Random,
-    ) -> list[Compared]:
-        """The first draw of a kind of input judged together with some more."""
+    ) -> Iterator[list[Compared]]:
+        """What some more draws of a kind of input give."""
         elements = sum(self.numel(t, sizes) for t in self.program.inputs)
         redraws = min(REDRAWS, MOST_REDRAWN // max(elements, 1))
-        draws = [[c] for c in first]
         for again in range(1, redraws + 1):
             where = {"inputs": f"{row.name}, draw {again}", "sizes": sizes}
             inputs = Inputs(self.program, self.seed + again).make(row, sizes)
             outputs, watch = self.launch(inputs, lambda launch, _: chosen[launch], where)
             written = [watch.written(t) for t in outputs]
-            found = self.compare(inputs, outputs, written, sizes, where, rng)
-            for own, c in zip(draws, found, strict=True):
-                own.append(c)
+            yield self.compare(inputs, outputs, written, sizes, where, rng, MORE_ROWS)
+
+    @staticmethod
+    def pool(draws: Sequence[Sequence[Compared]]) -> list[Compared]:
+        """Each output's draws of one kind of input, judged together."""
         result = []
-        for own in draws:
+        for own in zip(*draws, strict=True):
             worst = max(own, key=lambda c: c.judgement.ratio)
             ratio = pooled([c.judgement for c in own])
             judgement = replace(worst.judgement, ratio=ratio)
@@ -283,10 +287,11 @@ class Job:
         sizes: Mapping[str, int],
         where: dict[str, Any],
         rng: random.Random,
+        more_rows: int = 0,
     ) -> list[Compared]:
-        """A judgement for each output."""
+        """A judgement for each output; eager's errors are taken over some more rows too."""
         found = []
-        references = self.references(inputs, written, sizes, rng)
+        references = self.references(inputs, written, sizes, rng, more_rows)
         for tensor, output, reference in zip(
             self.program.outputs, outputs, references, strict=True
         ):
@@ -313,6 +318,7 @@ class Job:
         written: Sequence[Array],
         sizes: Mapping[str, int],
         rng: random.Random,
+        more_rows: int,
     ) -> Iterator[Reference]:
         """What each output is compared with."""
         arrays = {name: lazily(t) for name, t in inputs.items()}
@@ -327,7 +333,7 @@ class Job:
             return
         for n, (tensor, mask) in enumerate(zip(self.program.outputs, written, strict=True)):
             store = stores[tensor]
-            points = points_in(mask, store, sizes, rng)
+            points = points_in(mask, store, sizes, rng, more_rows)
             at = grid(store, points, mask.shape)
             full = mask[at].shape
             exact, *finite = (
@@ -461,35 +467,39 @@ def grid(store: Store, points: Mapping[Axis, Array], shape: Sequence[int]) -> An
 
 
 def points_in(
-    mask: Array, store: Store, sizes: Mapping[str, int], rng: random.Random
+    mask: Array, store: Store, sizes: Mapping[str, int], rng: random.Random, more_rows: int = 0
 ) -> dict[Axis, Array]:
     """Index values whose product lies mostly among the elements written.
 
     The last dimension gets others too: what is allowed in a row depends on the row as a whole.
+    The rest get `more_rows` others each, or fewer where that is too much work.
     """
     lines = _lines(mask, rng)
     dims = [(d, i.attr) for d, i in enumerate(store.indices) if i.op == "axis"]
     values = {a: lines[d] for d, a in dims}
     count = {a: len(v) for a, v in values.items()}
     last = dims[-1][1] if dims else None
-    extent = mask.shape[dims[-1][0]] if dims else 0
-    others = rng.sample(range(extent), min(extent, ROW_ELEMENTS)) if mask.any() else []
+    others = {
+        a: rng.sample(range(n), min(n, ROW_ELEMENTS if a is last else more_rows))
+        for n, a in ((mask.shape[d], a) for d, a in dims)
+        if mask.any()
+    }
 
     def too_many() -> bool:
-        wide = {a: n + (len(others) if a is last else 0) for a, n in count.items()}
+        wide = {a: n + len(others.get(a, ())) for a, n in count.items()}
         total = float(np.prod([float(n) for n in wide.values()]))
         return total > MOST_ELEMENTS or closed.work([store.value], wide, sizes) > MOST_WORK
 
+    while too_many() and any(own for a, own in others.items() if a is not last):
+        others = {a: own if a is last else own[: len(own) // 2] for a, own in others.items()}
     while max(count.values(), default=1) > 1 and too_many():
         several = [a for a in count if count[a] > 1]
         widest = max(several, key=lambda a: (count[a] / (8 if a is last else 1), a.name))
         count[widest] = -(-count[widest] // 2)
-    points = {}
-    for a, v in values.items():
-        some = rng.sample(list(map(int, v)), count[a])
-        chosen = {*some, *others} if a is last else some
-        points[a] = np.asarray(sorted(chosen), np.int64)
-    return points
+    return {
+        a: np.asarray(sorted({*rng.sample(list(map(int, v)), count[a]), *others.get(a, ())}), int)
+        for a, v in values.items()
+    }
 
 
 def _lines(mask: Array, rng: random.Random) -> list[Array]:
