@@ -6,12 +6,12 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from superopt.cost_model.model import Prediction
+from superopt.cost_model.model import KernelModel, Prediction
 from superopt.errors import UsageError
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.ops import PRIME
@@ -154,8 +154,38 @@ def _size_row(run: Run, sizes: Sizes) -> Json:
             pick.prediction(run.profile).time_us / roofline.time_us, 3
         )
         row["compiled"] = [asdict(c) for c in pick.compiled]
+        row["mma_sync"] = _without_wgmma(run, pick)
         row["configs_skipped"] = list(pick.skipped)
     return row
+
+
+def _without_wgmma(run: Run, pick: Draft) -> list[Json]:
+    """Kernels whose dots run as mma.sync on a GPU that has wgmma, and what wgmma would gain.
+
+    Such dots have fewer rows than wgmma takes; with operands swapped they would have enough.
+    """
+    if run.profile.mma_sync_fraction == 1.0:
+        return []
+    faster = replace(run.profile, mma_sync_fraction=1.0)
+    rows = []
+    for kernel, config, done in zip(
+        pick.candidate.graph.kernels, pick.configs, pick.compiled, strict=True
+    ):
+        if "mma.sync" in done.dots:
+            now, then = (
+                KernelModel(kernel, dict(pick.sizes), p).predict(config)
+                for p in (run.profile, faster)
+            )
+            rows.append(
+                {
+                    "kernel": kernel.name,
+                    "time_us": round(now.time_us, 3),
+                    "at_wgmma_rate_us": round(then.time_us, 3),
+                    "why": f"bound by {then.bound} at the rate of wgmma,"
+                    f" by {now.bound} at that of mma.sync",
+                }
+            )
+    return rows
 
 
 def _baselines(run: Run, sizes: Sizes) -> Json:

@@ -114,6 +114,7 @@ def test_the_same_call_gives_the_same_text() -> None:
         ((scaled, (X,)), {"tagret": "h200"}, UsageError, "unknown option 'tagret'; known: target"),
         ((scaled, (X,)), {"target": "h300"}, UsageError, "unknown target 'h300'"),
         ((scaled, (3,)), {}, SpecError, "parameter 'x' is a int, not a tensor"),
+        ((torch.matmul, (X, X)), {}, SpecError, "matmul: its parameters cannot be read; wrap it"),
     ],
 )
 def test_wrong_calls(arguments: Any, options: Any, error: type, message: str) -> None:
@@ -180,6 +181,20 @@ def test_a_configuration_that_spills_is_replaced(monkeypatch: pytest.MonkeyPatch
     assert result.source != first[0]
     (skipped,) = result.report["sizes"][0]["configs_skipped"]
     assert skipped.endswith("spills 8 bytes a thread")
+
+
+def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x @ w
+
+
+def test_the_report_says_what_wgmma_would_gain() -> None:
+    few = (torch.ones(16, 256, dtype=torch.float16), torch.ones(256, 512, dtype=torch.float16))
+    h200 = superopt.search(product, few).report["sizes"][0]
+    assert [c["dots"] for c in h200["compiled"]] == [("mma.sync",)]
+    (row,) = h200["mma_sync"]
+    assert row["at_wgmma_rate_us"] <= row["time_us"] == h200["best"]["time_us"]
+    a100 = superopt.search(product, few, target="a100").report["sizes"][0]
+    assert a100["mma_sync"] == []  # it has no other
 
 
 # -- optimize -------------------------------------------------------------------------------------

@@ -61,7 +61,11 @@ def spec_of(
     """The spec that example arguments amount to. Raises SpecError for what is not a tensor."""
     called = name or getattr(fn, "__name__", None) or type(fn).__name__.lower()
     target = type(fn).forward if isinstance(fn, torch.nn.Module) else fn
-    parameters = list(inspect.signature(target).parameters)
+    try:
+        parameters = list(inspect.signature(target).parameters)
+    except ValueError as error:
+        hint = "its parameters cannot be read; wrap it in a Python function that calls it"
+        raise SpecError(f"{called}: {hint}") from error
     if isinstance(fn, torch.nn.Module):
         parameters = parameters[1:]
     if len(args) > len(parameters):
