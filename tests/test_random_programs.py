@@ -9,6 +9,7 @@ outputs, and take no more launches than greedy producer-consumer fusion. More se
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from random_programs import random_spec
 from superopt.cost_model.baselines import greedy_groups
 from superopt.cost_model.profile import load_profile
 from superopt.emit import Notes, emit
+from superopt.mugraph.expr import toposort
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, choices, search_program, to_choice
 from superopt.spec import load_specs
+from superopt.verify.tested import tested as check_tested
 
 PROGRAMS = int(os.environ.get("SUPEROPT_PROGRAMS", "100"))
 H200 = load_profile("h200")
@@ -53,6 +56,33 @@ def test_a_random_program(seed: int, tmp_path: Path) -> None:
         assert_as_close(ours, theirs, exact)
     launches = len(m.launches) + m.extra_launches
     assert launches <= len(greedy_groups(traced.program))
+
+
+NEGATIVE = """
+import torch
+import torch.nn.functional as F
+import superopt
+from superopt import Tensor
+
+@superopt.spec(x=Tensor(5, 1), dtype=torch.float32)
+def drawn(x):
+    top = x.amax(dim=0, keepdim=True)  # of five: negative once in 32 draws
+    return F.leaky_relu(top, 0.1), torch.where(F.relu(top) > top, 0.0, top)
+"""
+
+
+def test_what_is_hardly_ever_negative_is_not_taken_for_positive(tmp_path: Path) -> None:
+    path = tmp_path / "drawn.py"
+    path.write_text(NEGATIVE)
+    (spec,) = load_specs(path, None)
+    traced = trace(spec)
+    outcome = search_program(traced.program, Options(H200, ((),)))
+    kept = {s.value for c in outcome.candidates for k in c.graph.kernels for s in k.stores}
+    assert not [v for v in kept if v.op == "reduce"]
+    bare = next(e for e in toposort(traced.program.roots[0]) if e.op == "reduce")
+    wrong = tuple(replace(s, value=bare) for s in traced.program.stores)
+    verdict = check_tested(traced.program, replace(traced.program, stores=wrong), seed=0)
+    assert verdict.kind == "refused"
 
 
 def as_tuple(value: object) -> tuple[torch.Tensor, ...]:

@@ -26,6 +26,7 @@ POINTS = 5  # index values an axis is sampled at, one in each fifth: both sides 
 TRUTH = (2, 4, 2, 0)  # fourths of a world's bools that are true: some masks hide nothing, or all
 SCALES = (4.0, 4.0, 60.0, 0.3, 4.0, 0.0, 60.0, 1e-9)  # of a world's floats: far apart, as
 # thresholds are; clamps by an epsilon matter where all is zero, or nearly
+ONE_SIGNED = 4  # of these, in turn: a row's maximum is hardly ever negative otherwise
 WORLDS = 32  # contents of memory: comparisons fall both ways in some of them
 Array = np.ndarray[Any, Any]
 
@@ -51,9 +52,19 @@ class Fingerprints:
         self.seed = seed
         self.precision = precision
         self.worlds = worlds
-        self.scales = scales or (lambda name: (np.resize(SCALES, worlds), np.zeros(worlds)))
+        self.scales = scales or self._ordinary
         self.values: dict[Expr, Array] = {}
         self.dims: dict[Axis, int] = {}  # an axis's dimension from the right, in all arrays
+
+    def _ordinary(self, name: str) -> tuple[Array, Array]:
+        """The worlds' scales and offsets; in some all floats are negative, or positive, or all of
+        a tensor."""
+        scales, offsets = np.resize(SCALES, self.worlds), np.zeros(self.worlds)
+        own = np.arange(ONE_SIGNED, self.worlds, len(SCALES))
+        signs = np.random.default_rng(_seed(self.seed, "signs", name)).choice((-1, 1), len(own))
+        signs[:2] = (-1, 1)[: len(own)]
+        offsets[own] = signs * scales[own]
+        return scales, offsets
 
     def points(self, a: Axis) -> Array:
         extent = a.extent.attr if a.extent.op == "const" else 1 << 20

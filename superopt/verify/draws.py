@@ -51,6 +51,10 @@ def positive(bits: Array) -> Array:
     return 0.5 + uniform(bits)
 
 
+def negative(bits: Array) -> Array:
+    return -positive(bits)
+
+
 def residue(bits: Array) -> Array:
     return (bits % np.uint64(PRIME)).astype(np.int64)
 

@@ -24,12 +24,15 @@ from superopt.verify.verdict import Verdict
 
 SLACK = 2.0**10  # over one unit in the last place: long sums, and functions called in another order
 UNIT = 2.0**-52
+ENOUGH = 64  # elements of an output: a comparison that falls one way in few of them shows itself
+MOST_DRAWS = 16
 
 
 def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Verdict:
-    """Compare on normal and on positive inputs, at the sizes of `sample_sizes`.
+    """Compare on normal inputs, on positive and on negative ones, at the sizes of `sample_sizes`.
 
-    Elements are sampled where evaluating all would be slow. A refusal's witness has the sizes,
+    Elements are sampled where evaluating all would be slow; where an output has few, normal inputs
+    are drawn several times. A refusal's witness has the sizes,
     tensor, index, and both values.
     """
     program = as_program(candidate)
@@ -41,12 +44,21 @@ def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Ve
     for n, sizes in enumerate(draws.sample_sizes(original.symbols)):
         if message := _uncovered(pairs, sizes):
             return Verdict("refused", message, witness={"sizes": sizes})
-        for floats in (draws.normal, draws.positive):
-            witness = _compare(original, pairs, sizes, draws.seed_of(seed, n), floats)
+        for draw, floats in enumerate(_draws(original, sizes)):
+            witness = _compare(original, pairs, sizes, draws.seed_of(seed, n, draw), floats)
             if witness:
                 return Verdict("refused", _sentence(witness), witness=witness)
         tried.append(sizes)
     return Verdict("tested", scope=describe(tried))
+
+
+def _draws(program: Program, sizes: Mapping[str, int]) -> list[Callable[[Array], Array]]:
+    """How the inputs are drawn, each time."""
+    least = min(
+        int(np.prod([extent_value(e, dict(sizes)) for e in t.shape])) for t in program.outputs
+    )
+    normal = min(MOST_DRAWS, 1 + ENOUGH // max(least, 1))
+    return [draws.positive, draws.negative, *[draws.normal] * normal]
 
 
 def describe(tried: Sequence[Mapping[str, int]]) -> str:
@@ -153,9 +165,9 @@ def _whole(original: Program, program: Program, seed: int) -> Verdict:
         roots: list[Expr] = [*original.roots, *program.roots]
         if work(roots, {}, sizes) > 30_000_000:
             continue
-        for floats in (draws.normal, draws.positive):
+        for draw, floats in enumerate(_draws(original, sizes)):
             lazy = {
-                t.name: draws.draw(t, sizes, draws.seed_of(seed, n), floats)
+                t.name: draws.draw(t, sizes, draws.seed_of(seed, n, draw), floats)
                 for t in original.inputs
             }
             inputs = {name: np.asarray(a) for name, a in lazy.items()}
