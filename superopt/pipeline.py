@@ -1,4 +1,4 @@
-"""From a spec to a checked kernel: trace, search, check, emit, compile, gate.
+"""From a spec to a checked kernel: trace, search, check, emit, compile, gate, prove.
 
 A candidate that a stage refuses is replaced by the next of the ranking, until a kernel passes or
 none is left. Ctrl-C ends the stage it meets; what was found until then is kept.
@@ -37,7 +37,17 @@ from superopt.search.driver import (
 )
 from superopt.search.space import Sizes
 from superopt.spec import Spec
-from superopt.verify import GateResult, Verdict, Worker, check_graph, gate, gate_sizes
+from superopt.verify import (
+    GateResult,
+    Proof,
+    Proving,
+    SpecShape,
+    Verdict,
+    Worker,
+    check_graph,
+    gate,
+    gate_sizes,
+)
 
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 DEFAULT_LARGEST = 4096  # where a spec names no sizes to tune for, extents beyond this are not tuned
@@ -80,7 +90,7 @@ class Refusal:
     """A candidate that a stage turned away; `rank` is its place in the search's ranking, from 0."""
 
     rank: int
-    stage: str  # check, emit, compile, gate
+    stage: str  # check, emit, compile, gate, proof
     reason: str
     witness: Mapping[str, Any] = field(default_factory=dict)
     excess: float = 0.0  # of the gate: the error over what is allowed
@@ -128,6 +138,7 @@ class Run:
     picks: tuple[Draft, ...] = ()
     source: str = ""
     gate: GateResult | None = None
+    proof: Proof | None = None
 
     @property
     def program(self) -> Program:
@@ -253,8 +264,11 @@ def _try(
     source = _emitted(run, drafts)
     if isinstance(source, Candidate):
         return source
-    with run.phase("gate"):
-        result = _gated(run, drafts, source, worker)
+    result, proof = _examined(run, drafts, source, worker)
+    if proof.verdict.kind == "refused":
+        guilty = _at_fault(drafts, proof.verdict.witness)
+        _refuse(run, guilty, "proof", str(proof.verdict), proof.verdict.witness)
+        return guilty
     if not result.passed:
         guilty = _at_fault(drafts, result.witness.get("sizes", {}))
         if not run.settings.allow_unsafe or "raised" in result.witness:
@@ -263,7 +277,7 @@ def _try(
         run.gate = result  # admitted all the same: the kernel says so
         source = _emitted(run, drafts)
         assert isinstance(source, str)
-    run.picks, run.source, run.gate = tuple(drafts), source, result
+    run.picks, run.source, run.gate, run.proof = tuple(drafts), source, result, proof
     return None
 
 
@@ -373,13 +387,20 @@ def describe_config(config: Config) -> str:
     return f"{tiles}, {config.warps} warps, {config.stages} stages".lstrip(", ")
 
 
-def _gated(run: Run, picks: Sequence[Draft], source: str, worker: Worker) -> GateResult:
+def _examined(
+    run: Run, picks: Sequence[Draft], source: str, worker: Worker
+) -> tuple[GateResult, Proof]:
+    """What the gate says of a kernel.py, and the proof of its addresses: side by side."""
     with tempfile.TemporaryDirectory(prefix="superopt-") as folder:
         path = Path(folder) / "kernel.py"
         path.write_text(source)
         limits = [dict(c.limits) for c in ordered_choices(picks)]
         sizes = gate_sizes(run.program, limits)
-        return gate(run.traced, path, worker=worker, sizes=sizes, seed=run.settings.seed)
+        with Proving(path, SpecShape.of(run.spec).ranges) as proving:
+            with run.phase("gate"):
+                found = gate(run.traced, path, worker=worker, sizes=sizes, seed=run.settings.seed)
+            with run.phase("prove"):  # what is left of it
+                return found, proving.result()
 
 
 def _at_fault(picks: Sequence[Draft], sizes: Mapping[str, int]) -> Candidate:

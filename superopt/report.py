@@ -69,6 +69,7 @@ def build_report(run: Run) -> Json:
         "best": rows[0]["best"],
         "baselines": _baselines(run, main),
         "gate": None if run.gate is None else run.gate.to_json(),
+        "addresses": None if run.proof is None else run.proof.verdict.to_json(),
         "sizes": rows,
         "candidates": [_candidate(run, n, c) for n, c in enumerate(run.outcome.candidates)],
         "rejected": [asdict(r) for r in run.refusals],
@@ -273,6 +274,7 @@ def build_proof(run: Run) -> Json:
         "field": {"prime": PRIME, "used": any(v["kind"] == "probable" for v in verdicts.values())},
         "verdicts": verdicts,
         "gate": None if run.gate is None else run.gate.to_json(),
+        "addresses": None if run.proof is None else run.proof.to_json(),
         "graphs": [to_json(g) for g in dict.fromkeys(p.candidate.graph for p in run.picks)],
         "assumes": [
             "a verdict speaks of the µGraph over the reals, at the sizes and elements it names",
@@ -370,12 +372,14 @@ def show(report: Mapping[str, Any], index: int = 0) -> str:
 def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
     """What follows the table: verdict, gate, search, and where the kernel is."""
     search, best, gate = report["search"], report["best"], report["gate"]
+    proof = report["addresses"]
     lines = []
     if best is not None:
         ratio = report["sizes"][0]["time_over_roofline"]
         lines += [
             f"verdict: {best['verdict']}",
             f"gate:    {gate['text']}",
+            f"proof:   {proof['text']}" + (f", {proof['scope']}" if proof["scope"] else ""),
             f"found:   {ratio:.2f} × the roofline's time, bound by {best['bound']}",
         ]
     else:

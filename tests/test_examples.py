@@ -124,6 +124,8 @@ def report_problems(row: Row, report: dict) -> list[str]:
         problems.append(f"verdict is {best['verdict']}")
     if not report["gate"]["passed"]:
         problems.append(f"the gate {report['gate']['text']}")
+    if report["addresses"]["kind"] != "proved":
+        problems.append(f"addresses are {report['addresses']['text']}")
     flops = best["flops"] / report["baselines"]["unfused"]["flops"]
     if row.flops is not None and flops > row.flops:
         problems.append(f"flops are {flops:.3g} of those as written, at most {row.flops} allowed")

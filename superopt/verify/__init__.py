@@ -2,11 +2,14 @@
 
 from superopt.verify.folder import CheckResult, SpecShape, check_graph, verify_folder
 from superopt.verify.gate import GateResult, Worker, gate, gate_sizes
+from superopt.verify.proving import Proof, Proving
 from superopt.verify.verdict import Verdict
 
 __all__ = [
     "CheckResult",
     "GateResult",
+    "Proof",
+    "Proving",
     "SpecShape",
     "Verdict",
     "Worker",

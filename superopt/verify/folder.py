@@ -22,6 +22,7 @@ from superopt.mugraph.serialize import from_json
 from superopt.spec import Spec, Tensor, build, is_dim, load_specs, root_dim
 from superopt.verify.field import field_check
 from superopt.verify.gate import SECONDS, GateResult, Worker, gate, gate_sizes
+from superopt.verify.proving import Proving
 from superopt.verify.tested import tested
 from superopt.verify.verdict import Verdict
 
@@ -63,6 +64,11 @@ class SpecShape:
             return cls(data["file"], data["name"], dict(data["tensors"]), dict(data["dims"]))
         except (KeyError, TypeError) as error:
             raise UsageError(f"report.json: its spec entry lacks {error}") from error
+
+    @property
+    def ranges(self) -> dict[str, list[Any]]:
+        """What the spec declares of integer tensors' elements: by parameter, low and high."""
+        return {name: t["range"] for name, t in self.tensors.items() if t["range"]}
 
     def spec(self, fn: Callable[..., Any]) -> Spec:
         """The spec of a function with these shapes."""
@@ -137,7 +143,7 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
         raise UsageError(f"{path}/kernel.py: it must define {shape.name} and reference")
     traced, results = _traced(shape, reference, seed)
     limits = _limits(module, traced.program)
-    with Worker() as worker:
+    with Worker() as worker, Proving(path / "kernel.py", shape.ranges) as proving:
         worker.start()
         results += [_graph(traced.program, g, seed) for g in _graphs(path)]
 
@@ -151,6 +157,8 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
         results.append(_gated("gate", check(gate_sizes(traced.program, limits), False)))
         small = gate_sizes(traced.program)[:3]
         results.append(_gated("every element written", check(small, True)))
+        verdict = proving.result().verdict
+        results.append(CheckResult("addresses", verdict.passed, str(verdict), verdict.witness))
     return results
 
 

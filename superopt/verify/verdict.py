@@ -67,6 +67,19 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True)
+class Obligation:
+    """A claim and how it went: proved, refuted (with a counterexample), or unknown.
+
+    `smt` is the claim's negation with all that was given, as SMT-LIB text: unsat where proved.
+    """
+
+    text: str
+    status: str
+    counterexample: Mapping[str, int] = field(default_factory=dict)
+    smt: str = ""
+
+
 def probable(epsilon: float, scope: str) -> Verdict:
     """The verdict of a randomized check that errs with a chance of at most `epsilon`.
 

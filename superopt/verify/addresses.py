@@ -1,0 +1,437 @@
+"""Addresses of an emitted kernel, proved for every call that it takes and every program.
+
+What is read back from Triton's IR (`programs`) under the host's own conditions (`host`) must keep
+to these, each proved by Z3 over the integers:
+
+    no access is out of its tensor's bounds, for any strides that the host lets pass;
+    no element is stored by two programs; every element of every output is stored;
+    nothing is read before it is written; no index that matters overflows 32 bits.
+
+Two facts of arithmetic carry the proofs from indices to addresses. A contiguous tensor's offset is
+the number whose digits are its indices in the mixed radix of its extents, so that offsets are equal
+where all indices are. An offset is at most the tensor's span where each index is below its extent.
+Where programs are mapped one to one into as many blocks, every block has a program.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise
+from itertools import product as pairs
+from math import prod
+from types import ModuleType
+from typing import Any
+
+import z3
+
+from superopt.verify.host import LaunchOf, Path, Store, accepted, contiguous, paths
+from superopt.verify.integers import (
+    FALSE,
+    TRUE,
+    Atom,
+    Cond,
+    Encoder,
+    Poly,
+    atoms_of,
+    between,
+    both,
+    either,
+    eq,
+    le,
+    mapped,
+    poly,
+    product,
+    symbol,
+)
+from superopt.verify.programs import INT32, Access, Touched, lane, touched
+from superopt.verify.ttir import Unreadable, read
+from superopt.verify.verdict import Obligation
+
+LINEAR, NONLINEAR = 40_000_000, 8_000_000  # Z3's resources for a query: some seconds, and one
+Bounds = Mapping[str, tuple[Poly, Poly]]
+Ranges = Mapping[str, Sequence[int | str]]  # low, high by tensor; texts such as "B" and "2*B+1"
+
+
+@dataclass
+class Prover:
+    """Z3, asked with products as unknown integers first, then with products."""
+
+    cache: dict[tuple[Cond, Cond], Obligation] = field(default_factory=dict)
+
+    def decided(self, given: Cond, c: Cond) -> bool | None:
+        """Whether c follows, or its negation does."""
+        if self.prove("", given, c).status == "proved":
+            return True
+        refuted = self.prove("", both(given, c), FALSE)
+        return False if refuted.status == "proved" else None
+
+    def follows(self, given: Sequence[Cond], c: Cond) -> bool:
+        return self.prove("", both(*given), c, quick=True).status == "proved"
+
+    def prove(self, text: str, given: Cond, claim: Cond, quick: bool = False) -> Obligation:
+        if claim == TRUE:
+            return Obligation(text, "proved")
+        known = self.cache.get((given, claim))
+        if known is None or (known.status != "proved" and not quick):
+            known = self._asked(given, claim, quick)
+            self.cache[given, claim] = known
+        return Obligation(text, known.status, known.counterexample, known.smt)
+
+    def _asked(self, given: Cond, claim: Cond, quick: bool) -> Obligation:
+        for nonlinear in (False,) if quick else (False, True):
+            encoder = Encoder(nonlinear)
+            solver = z3.SolverFor("QF_NIA" if nonlinear else "QF_LIA")
+            solver.set("rlimit", NONLINEAR if nonlinear else LINEAR, "random_seed", 0)
+            truths = [encoder.truth(given), z3.Not(encoder.truth(claim))]
+            solver.add(*truths, *encoder.definitions)
+            answer = solver.check()
+            if answer == z3.unsat:
+                return Obligation("", "proved", smt=solver.to_smt2())
+            if answer == z3.sat and encoder.exact:
+                model = solver.model()
+                found = {
+                    str(d): model[d].as_long() for d in model.decls() if z3.is_int_value(model[d])
+                }
+                return Obligation("", "refuted", found, solver.to_smt2())
+        return Obligation("", "unknown", smt=solver.to_smt2())
+
+
+# -- the whole file ------------------------------------------------------------------------------
+
+
+def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
+    """All obligations of a kernel.py, for each way through its host code.
+
+    `ranges`: the least and the first too large value of an integer tensor's elements, as its spec
+    declares them: an assumption. Raises Unreadable where the file does what is not followed; then
+    nothing is claimed. Needs a process without TRITON_INTERPRET=1.
+    """
+    prover = Prover()
+    bounds = {name: (_extent(low), _extent(high)) for name, (low, high) in ranges.items()}
+    inputs, facts = accepted(module)
+    strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
+    found: dict[str, Obligation] = {}
+    for path in paths(module, inputs, both(facts, strides), prover.decided):
+        given = both(facts, strides, path.conditions)
+        for obligation in _PathCheck(prover, path, given, bounds).run():
+            kept = found.get(obligation.text)
+            if kept is None or kept.status == "proved":
+                found[obligation.text] = obligation
+    return list(found.values())
+
+
+def _extent(text: int | str) -> Poly:
+    if isinstance(text, int):
+        return poly(text)
+    found = re.fullmatch(r"(?:(-?\d+)\*)?([A-Za-z_]\w*)([+-]\d+)?", text)
+    assert found, text
+    return symbol(found[2]) * int(found[1] or 1) + int(found[3] or 0)
+
+
+Site = tuple[Touched, Access, tuple[Poly, ...]]  # a store, and its index along each dimension
+
+
+@dataclass(frozen=True)
+class Witness:
+    """`defines`: the program, turns and lanes of an element; `keeps`: what these must keep to."""
+
+    defines: Cond
+    keeps: Cond
+    blocks: tuple[Obligation, ...] = ()
+
+
+TYPES = {
+    "float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64",
+    "int8": "*i8", "int16": "*i16", "int32": "*i32", "int64": "*i64", "uint8": "*u8", "bool": "*i1",
+}  # fmt: skip
+
+
+class _PathCheck:
+    """The obligations of one way through the host code."""
+
+    def __init__(self, prover: Prover, path: Path, given: Cond, bounds: Bounds) -> None:
+        self.prover, self.path, self.given, self.bounds = prover, path, given, bounds
+        self.tensors = {t.name: t for t in path.tensors}
+        self.written: set[str] = set()
+        inputs = ", ".join(f"{c}" for c in path.conditions.args) if path.conditions.args else ""
+        self.where = f" where {inputs}" if inputs else ""
+
+    def run(self) -> Iterator[Obligation]:
+        for launch in self.path.launches:
+            yield from self.launch(launch)
+        for t in self.path.returned:
+            if not t.is_input and t.name not in self.written:
+                yield Obligation(f"every element of {t.name} is stored{self.where}", "refuted")
+
+    def prove(self, text: str, given: Cond, claim: Cond) -> Obligation:
+        return self.prover.prove(
+            f"{text}{self.where}", both(self.given, self.values(given, claim), given), claim
+        )
+
+    def values(self, *conditions: Cond) -> Cond:
+        """What is assumed of the values read that are part of addresses."""
+        facts = []
+        for a in atoms_of(tuple(conditions)):
+            if a.kind == "loaded" and a.args[0] in self.bounds:
+                low, high = self.bounds[a.args[0]]
+                facts.append(between(low, poly(a), high))
+        return both(*facts)
+
+    def launch(self, launch: LaunchOf) -> Iterator[Obligation]:
+        name = launch.kernel.__name__
+        constants = dict(launch.constants)
+        if any(not isinstance(v, int | float | bool) for v in constants.values()):
+            raise Unreadable(f"{name}: a constant is not a number")
+        signature = {n: "constexpr" if n in constants else "i32" for n in launch.kernel.arg_names}
+        arguments: list[Poly | str] = []
+        for n, x in launch.arguments.items():
+            if isinstance(x, Store):
+                signature[n] = TYPES[str(x.dtype).removeprefix("torch.")]
+                arguments.append(x.name)
+            else:
+                arguments.append(x)  # in 64 bits where it does not fit 32: then nothing overflows
+        body = read(launch.kernel, signature, constants)
+
+        def follows(given: Sequence[Cond], claim: Cond) -> bool:
+            return self.prover.follows([*given, self.values(*given, claim)], claim)
+
+        text = f"{name}: the number of programs fits 32 bits"
+        yield self.limit(text, launch.programs)
+        parts = touched(body, arguments, launch.programs, self.given, follows)
+        for part in parts:
+            yield from self.arithmetic(name, part)
+        accesses = [(p, a) for p in parts for a in p.accesses]
+        for tensor in dict.fromkeys(a.tensor for _, a in accesses):
+            own = [(p, a) for p, a in accesses if a.tensor == tensor]
+            store, places = yield from self.tensor(name, self.tensors[tensor], own)
+            stores = [(*o, i) for o, i in zip(own, places, strict=True) if o[1].kind == "store"]
+            sites = [(p, a, i) for p, a, i in stores if i is not None]
+            if len(sites) < len(stores):
+                text = f"{name}: every element of {tensor} is stored, by one program"
+                yield Obligation(f"{text}{self.where}", "unknown")
+            elif sites:
+                yield from self.stored(name, store, sites)
+
+    def limit(self, text: str, number: Poly) -> Obligation:
+        """That a product of extents is at most 2**31, by the largest that each may be."""
+        if self._largest(number) <= INT32:
+            return Obligation(f"{text}{self.where}", "proved")
+        return self.prove(text, TRUE, le(number, INT32))
+
+    def _largest(self, p: Poly) -> float:
+        """At least what the polynomial can be: of atoms that are not negative."""
+        return sum(c * prod(map(self._most, m)) for m, c in p.terms if c > 0)
+
+    def _most(self, a: Atom) -> float:
+        if a.kind == "quotient" and a.args[1].number:
+            return self._largest(a.args[0]) // float(a.args[1].number)
+        own = [c for c in self.given.args if c.op in ("le", "lt") and c.args[0] == poly(a)]
+        limits = [c.args[1].number for c in own if c.args[1].number is not None]
+        return min(map(float, limits), default=float("inf"))
+
+    # -- accesses --------------------------------------------------------------------------------
+
+    def arithmetic(self, name: str, part: Touched) -> Iterator[Obligation]:
+        for d in part.demands:
+            yield self.prove(f"{name}: {d.text}", both(part.piece.facts, d.given), d.claim)
+        for a in part.accesses:
+            store, text = self.tensors[a.tensor], f"{name}: {a.name}"
+            if a.kind == "load" and not store.is_input and a.tensor not in self.written:
+                yield Obligation(f"{text} is of what has been stored{self.where}", "refuted")
+            if a.kind == "store" and store.is_input:
+                yield Obligation(f"{text} leaves inputs alone{self.where}", "refuted")
+
+    def tensor(
+        self, name: str, store: Store, accesses: Sequence[tuple[Touched, Access]]
+    ) -> Generator[Obligation, None, tuple[Store, list[tuple[Poly, ...] | None]]]:
+        """That all accesses of a tensor are within bounds; its shape, and the indices, as seen.
+
+        A contiguous tensor may be seen with dimensions joined, as one axis of a kernel may be all
+        of them.
+        """
+        narrow = any(width <= 32 for _, a in accesses for _, width in a.offsets)
+        if narrow and not store.small:
+            yield Obligation(f"{name}: {store.name} spans fewer than 2**31 elements", "refuted")
+        elif narrow:
+            yield self.limit(f"{name}: offsets of {store.name} fit 32 bits", product(store.shape))
+        for seen in _views(store):
+            places = [indices(a.offset, seen) for _, a in accesses]
+            found = [
+                o for (p, a), i in zip(accesses, places, strict=True)
+                for o in self.inside(name, p, a, seen, i)
+            ]  # fmt: skip
+            if all(o.status == "proved" for o in found):
+                break
+        yield from found
+        return seen, places
+
+    def inside(
+        self, name: str, part: Touched, a: Access, store: Store, places: tuple[Poly, ...] | None
+    ) -> Iterator[Obligation]:
+        given = both(part.piece.facts, a.facts)
+        text = f"{name}: {a.name} is within bounds"
+        if places is None:
+            yield Obligation(f"{text}{self.where}", "unknown")
+            return
+        for d, (i, extent) in enumerate(zip(places, store.shape, strict=True)):
+            yield self.prove(f"{text} along dimension {d}", given, between(0, i, extent))
+        for offset, width in a.offsets if len(a.offsets) > 1 else ():
+            own = indices(offset, store)
+            claim = both(*(between(0, i, e) for i, e in zip(own or (), store.shape, strict=False)))
+            if width <= 32:
+                yield self.prove(f"{name}: {a.name}: {offset} fits 32 bits", given, claim)
+
+    # -- stores ----------------------------------------------------------------------------------
+
+    def stored(self, name: str, store: Store, sites: Sequence[Site]) -> Iterator[Obligation]:
+        yield from self.once(f"{name}: no element of {store.name} is stored by two programs", sites)
+        yield from self.every(f"{name}: every element of {store.name} is stored", store, sites)
+
+    def once(self, text: str, sites: Sequence[Site]) -> Iterator[Obligation]:
+        for (n, (p, a, i)), (m, (q, b, j)) in pairs(enumerate(sites), enumerate(sites)):
+            if n > m:
+                continue
+            given = both(p.piece.facts, a.facts, _primed(both(q.piece.facts, b.facts)))
+            same = both(*map(eq, i, _primed(tuple(j))))
+            claim = FALSE
+            if p is q:
+                claim = both(*(eq(poly(c), _primed(poly(c))) for c in p.piece.coordinates))
+            which = f", by {a.name} and {b.name}" if len(sites) > 1 else ""
+            yield self.prove(text + which, both(given, same), claim)
+
+    def every(self, text: str, store: Store, sites: Sequence[Site]) -> Iterator[Obligation]:
+        """Each element has a program, turns and lanes that store it, by dividing its indices."""
+        element = [symbol(f"element[{d}]") for d in range(len(store.shape))]
+        given = [both(*map(lambda e, n: between(0, e, n), element, store.shape))]
+        claims = []
+        for n, site in enumerate(sites):
+            witness = self.witness(site, element, store)
+            if witness is not None:
+                yield from witness.blocks
+                if all(o.status == "proved" for o in witness.blocks):
+                    given.append(_primed(witness.defines, f"@{n}"))
+                    claims.append(_primed(witness.keeps, f"@{n}"))
+        done = self.prove(text, both(*given), either(*claims))
+        if done.status == "proved":
+            self.written.add(store.name)
+        yield done
+
+    def witness(self, site: Site, element: Sequence[Poly], store: Store) -> Witness | None:
+        """Along a dimension an index is a sum of multiples of symbols: the element's is divided by
+        the largest, what remains by the next. What is in no index is 0. A block's number that is
+        computed from the program's is taken for a symbol, where blocks and programs are one to
+        one. None where that is not seen.
+        """
+        part, access, places = site
+        facts, claims = [], [access.facts]
+        coordinates = dict(part.piece.coordinates)
+        free = {*coordinates, *(loop.turn for loop in access.loops)}
+        free |= {a for d in range(len(access.lanes)) for a in lane(d).atoms}
+        proofs: tuple[Obligation, ...] = ()
+        blocks: dict[Atom, tuple[Poly, Poly]] = {}  # what it is, and how many there are
+        for d, (i, e) in enumerate(zip(places, element, strict=True)):
+            computed = Poly.of(
+                {m: c for m, c in i.terms if m and m[0].kind not in ("symbol", "lane")}
+            )
+            if computed.terms:
+                mixed = {a for a in i.atoms if a in coordinates}
+                computed = computed + Poly.of({m: c for m, c in i.terms if set(m) & mixed})
+                times = poly(min(abs(c) for _, c in computed.terms))
+                number, rest = computed.split(times)
+                block = Atom("symbol", (f"pid.block{d}",))
+                if rest.terms:
+                    return None
+                blocks[block] = number, _blocks(store.shape[d], times)
+                i = i - computed + times * poly(block)
+                free.add(block)
+            own = sorted(((c, m) for m, c in i.terms if m), key=lambda t: -t[0])
+            if not own:
+                claims.append(eq(i, e))
+                continue
+            if any(len(m) > 1 or m[0] not in free for _, m in own) or own[-1][0] != 1:
+                return None
+            free -= i.atoms
+            facts.append(eq(i, e))
+            for n, (c, _) in enumerate(own):
+                facts.append(between(0, Poly.of({m: k for k, m in own[n + 1 :]}), c))
+        if blocks:
+            within = {a for number, _ in blocks.values() for a in atoms_of(number)}
+            moved = [a for a in coordinates if a in within]
+            if product(coordinates[a] for a in moved) != product(n for _, n in blocks.values()):
+                return None
+            proofs = self.one_to_one(store.name, part, moved, list(blocks.values()))
+            facts += [eq(poly(b), number) for b, (number, _) in blocks.items()]
+            facts += [between(0, poly(a), coordinates.pop(a)) for a in moved]
+            claims += [between(0, poly(b), n) for b, (_, n) in blocks.items()]
+            free -= {*moved}
+        claims += [between(0, poly(a), n) for a, n in coordinates.items()]
+        facts += [eq(poly(a), 0) for a in sorted(free, key=str)]
+        return Witness(both(*facts), both(*claims), proofs)
+
+    def one_to_one(
+        self, name: str, part: Touched, moved: Sequence[Atom], blocks: Sequence[tuple[Poly, Poly]]
+    ) -> tuple[Obligation, ...]:
+        """That programs have blocks of their own, of which there are as many as programs."""
+        inside = both(*(between(0, number, n) for number, n in blocks))
+        same = both(*(eq(number, _primed(number)) for number, _ in blocks))
+        claim = both(*(eq(poly(a), _primed(poly(a))) for a in moved))
+        given = part.piece.facts
+        return (
+            self.prove(f"the blocks of {name} are blocks of it", given, inside),
+            self.prove(
+                f"no two programs have one block of {name}",
+                both(given, _primed(given), same),
+                claim,
+            ),
+        )
+
+
+def _views(store: Store) -> Iterator[Store]:
+    """The tensor as it is, then with neighbouring dimensions joined, to a single one at last."""
+    yield store
+    if store.is_input:
+        return
+    rank = len(store.shape)
+    for n in range(rank - 1, 0, -1):
+        for cuts in combinations(range(1, rank), n - 1):
+            ends = (0, *cuts, rank)
+            shape = (product(store.shape[a:b]) for a, b in pairwise(ends))
+            yield replace(store, shape=tuple(shape))
+
+
+def _blocks(extent: Poly, tile: Poly) -> Poly:
+    """How many tiles cover an extent, as the host counts them."""
+    up = extent + tile - 1
+    if up.number is not None and tile.number:
+        return poly(up.number // tile.number)
+    q, r = up.split(tile)
+    return poly(Atom("quotient", (up, tile))) if r.terms else q
+
+
+def _primed(x: Any, mark: str = "'") -> Any:
+    """The same of another program, turn and lane."""
+
+    def change(a: Atom) -> Poly | None:
+        if a.kind == "lane" or (a.kind == "symbol" and a.args[0].startswith(("pid", "turn"))):
+            return poly(Atom("symbol", (f"{a}{mark}",)))
+        if a.kind == "unknown":
+            return poly(Atom("unknown", (f"{a.args[0]}{mark}", mapped(a.args[1], change))))
+        return None
+
+    return mapped(x, change)
+
+
+def indices(offset: Poly, store: Store) -> tuple[Poly, ...] | None:
+    """The index along each dimension that makes up an offset; None where that is not seen.
+
+    Any that are within bounds are the ones.
+    """
+    found = []
+    for stride in store.strides or contiguous(store.shape):
+        if len(stride.terms) != 1:
+            return None
+        q, offset = offset.split(stride)
+        found.append(q)
+    return None if offset.terms else tuple(found)

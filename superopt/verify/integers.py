@@ -1,0 +1,353 @@
+"""Integers of a kernel as polynomials over atoms, and what Z3 is told of them.
+
+    block * 64 + lane0            a polynomial: sums of products of atoms, with integer coefficients
+    (S + 63) / 64                 an atom: a quotient that no law of division removed
+
+Arithmetic is that of the integers; where the machine's differs (32 bits), whoever builds a
+polynomial asks for a proof that it does not overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import z3
+
+FEW = 16  # values of a divisor that are taken one by one
+Monomial = tuple["Atom", ...]  # sorted; () is the constant's
+
+
+@dataclass(frozen=True)
+class Atom:
+    """An integer that is no sum or product. `kind` says which:
+
+    symbol: a name (extents, strides, programs, turns of loops). lane: a position in a tile, of
+    dimension `args[0]`. quotient, remainder: C's division. minimum, maximum; choice: `args` are a
+    condition and two polynomials. loaded: from memory, `args` are a tensor's name and the offset.
+    unknown: anything, `args` are a number and the lanes on which it may depend.
+    """
+
+    kind: str
+    args: tuple[Any, ...]
+
+    @cached_property
+    def key(self) -> str:
+        if self.kind == "symbol":
+            return str(self.args[0])
+        return f"{self.kind}({', '.join(map(str, self.args))})"
+
+    def __str__(self) -> str:
+        return self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Atom) and self.key == other.key
+
+
+@dataclass(frozen=True)
+class Poly:
+    """Monomials with their coefficients, none 0."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+
+    @staticmethod
+    def of(terms: Mapping[Monomial, int]) -> Poly:
+        kept = [(m, c) for m, c in terms.items() if c]
+        return Poly(tuple(sorted(kept, key=lambda t: [a.key for a in t[0]])))
+
+    @property
+    def number(self) -> int | None:
+        """Its value where it has no atoms."""
+        if not self.terms:
+            return 0
+        return self.terms[0][1] if len(self.terms) == 1 and not self.terms[0][0] else None
+
+    @cached_property
+    def atoms(self) -> frozenset[Atom]:
+        return frozenset(a for m, _ in self.terms for a in m)
+
+    def __add__(self, other: Poly | int) -> Poly:
+        total = dict(self.terms)
+        for m, c in poly(other).terms:
+            total[m] = total.get(m, 0) + c
+        return Poly.of(total)
+
+    def __neg__(self) -> Poly:
+        return Poly(tuple((m, -c) for m, c in self.terms))
+
+    def __sub__(self, other: Poly | int) -> Poly:
+        return self + -poly(other)
+
+    def __mul__(self, other: Poly | int) -> Poly:
+        total: dict[Monomial, int] = {}
+        for m, c in self.terms:
+            for n, d in poly(other).terms:
+                both = tuple(sorted((*m, *n), key=lambda a: a.key))
+                total[both] = total.get(both, 0) + c * d
+        return Poly.of(total)
+
+    def __str__(self) -> str:
+        if not self.terms:
+            return "0"
+        return " + ".join(
+            "*".join([*([str(c)] if c != 1 or not m else []), *map(str, m)]) for m, c in self.terms
+        )
+
+    def split(self, divisor: Poly) -> tuple[Poly, Poly]:
+        """(q, r) with self = q * divisor + r, for a divisor of one monomial; r as it falls out."""
+        ((by, times),) = divisor.terms
+        quotient: dict[Monomial, int] = {}
+        rest: dict[Monomial, int] = {}
+        for m, c in self.terms:
+            left = _without(m, by)
+            if left is None or c % times:
+                rest[m] = c
+            else:
+                quotient[left] = c // times
+        return Poly.of(quotient), Poly.of(rest)
+
+
+def _without(m: Monomial, by: Monomial) -> Monomial | None:
+    left = list(m)
+    for a in by:
+        if a not in left:
+            return None
+        left.remove(a)
+    return tuple(left)
+
+
+def poly(x: Poly | Atom | int) -> Poly:
+    if isinstance(x, Poly):
+        return x
+    return Poly.of({(): x}) if isinstance(x, int) else Poly.of({(x,): 1})
+
+
+def symbol(name: str) -> Poly:
+    return poly(Atom("symbol", (name,)))
+
+
+def product(factors: Iterable[Poly]) -> Poly:
+    result = poly(1)
+    for f in factors:
+        result = result * f
+    return result
+
+
+@dataclass(frozen=True)
+class Cond:
+    """A truth value. `op`: lt, le, eq (of polynomials); and, or (of conditions), not; opaque."""
+
+    op: str
+    args: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.op}({', '.join(map(str, self.args))})"
+
+
+TRUE, FALSE = Cond("and", ()), Cond("or", ())
+
+
+def lt(a: Poly | int, b: Poly | int) -> Cond:
+    return _compare("lt", poly(a), poly(b), lambda d: d < 0)
+
+
+def le(a: Poly | int, b: Poly | int) -> Cond:
+    return _compare("le", poly(a), poly(b), lambda d: d <= 0)
+
+
+def eq(a: Poly | int, b: Poly | int) -> Cond:
+    return _compare("eq", poly(a), poly(b), lambda d: d == 0)
+
+
+def _compare(op: str, a: Poly, b: Poly, holds: Callable[[int], bool]) -> Cond:
+    difference = (a - b).number
+    if difference is not None:
+        return TRUE if holds(difference) else FALSE
+    return Cond(op, (a, b))
+
+
+def both(*conditions: Cond) -> Cond:
+    kept: dict[Cond, None] = {}
+    for c in conditions:
+        kept.update(dict.fromkeys(c.args if c.op == "and" else (c,)))
+    if FALSE in kept:
+        return FALSE
+    return next(iter(kept)) if len(kept) == 1 else Cond("and", tuple(kept))
+
+
+def either(*conditions: Cond) -> Cond:
+    kept = [c for c in dict.fromkeys(conditions) if c != FALSE]
+    if TRUE in kept:
+        return TRUE
+    return kept[0] if len(kept) == 1 else Cond("or", tuple(kept))
+
+
+def negation(c: Cond) -> Cond:
+    if c in (TRUE, FALSE):
+        return FALSE if c == TRUE else TRUE
+    return c.args[0] if c.op == "not" else Cond("not", (c,))
+
+
+def between(low: Poly | int, x: Poly, high: Poly | int) -> Cond:
+    """low <= x < high."""
+    return both(le(low, x), lt(x, high))
+
+
+# -- walking -------------------------------------------------------------------------------------
+
+
+def atoms_of(x: Any, seen: set[Atom] | None = None) -> Iterator[Atom]:
+    """All atoms in a polynomial, condition or atom, those inside atoms first."""
+    seen = set() if seen is None else seen
+    if isinstance(x, Poly):
+        for a in sorted(x.atoms, key=lambda a: a.key):
+            yield from atoms_of(a, seen)
+    elif isinstance(x, Atom):
+        if x not in seen:
+            seen.add(x)
+            for arg in x.args:
+                yield from atoms_of(arg, seen)
+            yield x
+    elif isinstance(x, Cond | tuple):
+        for arg in x.args if isinstance(x, Cond) else x:
+            yield from atoms_of(arg, seen)
+
+
+def mapped(x: Any, change: Callable[[Atom], Poly | None]) -> Any:
+    """The polynomial, condition or atom's argument with atoms replaced where `change` says so."""
+    if isinstance(x, Poly):
+        result = poly(0)
+        for m, c in x.terms:
+            result = result + product(_changed(a, change) for a in m) * c
+        return result
+    if isinstance(x, Cond):
+        args = tuple(mapped(a, change) for a in x.args)
+        match x.op:
+            case "lt" | "le" | "eq":
+                return {"lt": lt, "le": le, "eq": eq}[x.op](*args)
+            case "and":
+                return both(*args)
+            case "or":
+                return either(*args)
+            case "not":
+                return negation(args[0])
+        return Cond(x.op, args)
+    if isinstance(x, tuple):
+        return tuple(mapped(a, change) for a in x)
+    return x
+
+
+def _changed(a: Atom, change: Callable[[Atom], Poly | None]) -> Poly:
+    new = change(a)
+    if new is not None:
+        return new
+    args = tuple(mapped(arg, change) for arg in a.args)
+    return poly(a if args == a.args else Atom(a.kind, args))
+
+
+def _few_values(p: Poly) -> int:
+    """What a minimum with a small number is at most; 0 for other polynomials."""
+    if len(p.terms) == 1 and p.terms[0][1] == 1 and len(p.terms[0][0]) == 1:
+        (a,) = p.atoms
+        if a.kind == "minimum":
+            known = [x.number for x in a.args if x.number is not None]
+            return known[0] if known and 0 < known[0] <= FEW else 0
+    return 0
+
+
+# -- Z3 ------------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """Z3's form of polynomials and conditions, with the definitions of the atoms they hold.
+
+    A product of atoms is Z3's own where `nonlinear`, else an unknown integer, one for each product:
+    what is proved so holds, what is refuted need not be false.
+    """
+
+    def __init__(self, nonlinear: bool = False) -> None:
+        self.nonlinear = nonlinear
+        self.known: dict[str, Any] = {}
+        self.definitions: list[Any] = []
+        self.exact = True
+
+    def integer(self, p: Poly) -> Any:
+        total: Any = z3.IntVal(0)
+        for m, c in p.terms:
+            total = total + c * self._monomial(m)
+        return z3.simplify(total)
+
+    def _monomial(self, m: Monomial) -> Any:
+        if not m:
+            return z3.IntVal(1)
+        factors = [self.atom(a) for a in m]
+        if len(m) == 1 or self.nonlinear:
+            return z3.Product(*factors) if len(m) > 1 else factors[0]
+        name = "*".join(a.key for a in m)
+        self.exact = False
+        if name not in self.known:
+            self.known[name] = z3.Int(name)
+            positive = z3.And(*[f >= 0 for f in factors])
+            some = z3.And(*[f >= 1 for f in factors])
+            at_least = z3.And(*[self.known[name] >= f for f in factors])
+            self.definitions += [
+                z3.Implies(positive, self.known[name] >= 0),
+                z3.Implies(some, at_least),
+                z3.Implies(z3.Or(*[f == 0 for f in factors]), self.known[name] == 0),
+            ]
+        return self.known[name]
+
+    def atom(self, a: Atom) -> Any:
+        if a.key not in self.known:
+            self.known[a.key] = z3.Int(a.key)
+            self._define(a, self.known[a.key])
+        return self.known[a.key]
+
+    def _define(self, a: Atom, x: Any) -> None:
+        match a.kind:
+            case "quotient" | "remainder":
+                q, r = (self.atom(Atom(kind, a.args)) for kind in ("quotient", "remainder"))
+                if a.kind == "quotient":  # once for the two
+                    self._divide(a, q, r)
+            case "minimum" | "maximum":
+                one, two = map(self.integer, a.args)
+                first = one <= two if a.kind == "minimum" else one >= two
+                self.definitions.append(x == z3.If(first, one, two))
+            case "choice":
+                c, one, two = a.args
+                self.definitions.append(
+                    x == z3.If(self.truth(c), self.integer(one), self.integer(two))
+                )
+
+    def _divide(self, quotient: Atom, q: Any, r: Any) -> None:
+        """C's division: the remainder has the dividend's sign. By 0 or less: anything."""
+        over, by = quotient.args
+        n, d = self.integer(over), self.integer(by)
+        cases = _few_values(by)
+        if self.nonlinear or by.number is not None:
+            self.definitions.append(n == d * q + r)
+        elif cases:  # linear, one case at a time
+            self.definitions += [z3.Implies(d == k, n == k * q + r) for k in range(1, cases + 1)]
+        else:
+            self.definitions.append(n == self.integer(by * poly(quotient)) + r)
+        up = z3.Implies(n >= 0, z3.And(q >= 0, r >= 0, r < d))
+        down = z3.Implies(n < 0, z3.And(q <= 0, r <= 0, -r < d))
+        self.definitions.append(z3.Implies(d > 0, z3.And(up, down)))
+
+    def truth(self, c: Cond) -> Any:
+        match c.op:
+            case "lt" | "le" | "eq":
+                one, two = map(self.integer, c.args)
+                return one < two if c.op == "lt" else one <= two if c.op == "le" else one == two
+            case "and":
+                return z3.And(*map(self.truth, c.args))
+            case "or":
+                return z3.Or(*map(self.truth, c.args))
+            case "not":
+                return z3.Not(self.truth(c.args[0]))
+        return z3.Bool(str(c))

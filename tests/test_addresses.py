@@ -1,0 +1,211 @@
+"""Proofs of addresses: sound kernels pass, edited ones do not, and the parts mean what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import emit_cases as cases
+import pytest
+import torch
+import z3
+from torch.export import Dim
+
+from superopt.emit import emit
+from superopt.mugraph.trace import trace
+from superopt.spec import Tensor, spec
+from superopt.verify import Proving
+from superopt.verify.addresses import Prover
+from superopt.verify.host import accepted, paths
+from superopt.verify.integers import FALSE, Atom, Encoder, between, both, lt, poly, symbol
+
+B, N = Dim("B", min=1, max=4096), Dim("N", min=1, max=65536)
+HALF = torch.float16
+
+
+def written(
+    fn: Callable, roles: dict[str, str], folder: Path, size: int, **tensors: Tensor
+) -> Path:
+    """A kernel.py of a function."""
+    traced = trace(spec(dtype=HALF, **tensors)(fn))
+    g = cases.graph(traced.program, roles)
+    sizes = {s.name: 64 for s in traced.program.symbols}
+    path = folder / "kernel.py"
+    path.write_text(emit(traced, [cases.choice(g, size, **sizes)], cases.NOTES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A product over a swizzled grid, and a maximum of its rows: two branches of one launch."""
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tanh(x @ w), x.amax(1)
+
+    folder = tmp_path_factory.mktemp("gated")
+    return written(fn, {"k": "loop"}, folder, 32, x=Tensor(B, 250), w=Tensor(250, 512))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sums of rows of any length, kept, and the rows over them."""
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return x / x.float().sum(-1, keepdim=True)
+
+    return written(fn, {"n": "loop"}, tmp_path_factory.mktemp("rows"), 16, x=Tensor(B, N))
+
+
+@pytest.fixture(scope="module")
+def picked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def fn(table: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        return table[i] * 2
+
+    tensors = {"table": Tensor(50, 40), "i": Tensor(B, dtype=torch.int64, range=(0, 50))}
+    return written(fn, {}, tmp_path_factory.mktemp("picked"), 16, **tensors)
+
+
+@pytest.mark.parametrize("name", ["gated", "rows"])
+def test_a_sound_kernel_is_proved(name: str, request: pytest.FixtureRequest) -> None:
+    with Proving(request.getfixturevalue(name), {}) as proving:
+        proof = proving.result()
+    assert str(proof.verdict) == "proved", proof.verdict.witness
+    assert {o.status for o in proof.obligations} == {"proved"}
+
+
+def test_indices_from_memory_need_their_range(picked: Path) -> None:
+    with Proving(picked, {"i": (0, 50)}) as one, Proving(picked, {"i": (0, 51)}) as two:
+        assert one.result().verdict.kind == "proved"
+        refused = two.result().verdict
+    assert refused.kind == "refused"
+    assert "load 1 of table is within bounds along dimension 0" in refused.reason
+    assert 50 in refused.witness.values()
+
+
+EDITS = {
+    "gated": (
+        ("in_b = b < B", "in_b = b <= B"),
+        ("in_b = b < B", "in_b = b < B - 1"),
+        ("pid = tl.program_id(0)", "pid = tl.program_id(0) + 1"),
+        ("pid = tl.program_id(0)", "pid = tl.program_id(0) // 2"),
+        ("blocks_n512, 8\n", "blocks_n512 - 1, 8\n"),
+        ("pid // blocks_n512, pid % blocks_n512", "pid % blocks_n512, pid // blocks_n512"),
+        ("tl.arange(0, BLOCK_N512)", "1 + tl.arange(0, BLOCK_N512)"),
+        ("* stride_x_b", "* stride_x_n250"),
+        ("* stride_w_n512", "* stride_w_n250"),
+        ("* N512 + n512[None, :]", "* (N512 + 1) + n512[None, :]"),
+        ("* N512 + n512[None, :]", "* N512 + 2 * n512[None, :]"),
+        ("mask=in_b[:, None] & in_n250[None, :]", "mask=in_b[:, None]"),
+        ('_blocks(512, config_1["BLOCK_N512"])', '_blocks(512, 2 * config_1["BLOCK_N512"])'),
+        ('_blocks(512, config_1["BLOCK_N512"])', '(1 + _blocks(512, config_1["BLOCK_N512"]))'),
+        ("x.new_empty((B, 512))", "x.new_empty((B, 511))"),
+        ("and x.shape == (B, 250)", "and x.shape[0] == B"),
+        ("and (x.is_contiguous() or _span(x) < 2**31)", ""),
+        ("x.dtype == w.dtype == torch.float16", "w.dtype == torch.float16"),
+    ),
+    "rows": (
+        ("tl.store(", "if pid > 0:\n                tl.store("),
+        ("* N + n[None, :]", "* N + n[None, :] + 1"),
+        ("            mask=in_b[:, None] & in_n[None, :],\n        )\n\n", "        )\n\n"),
+        ("x / x_sum[:, None]", "tl.load(out_ptr + b)[:, None] + x"),
+        ("out_ptr + b[:, None]", "x_ptr + b[:, None]"),
+        ("1 <= N <= 65536", "1 <= N"),
+    ),
+}
+PROVE_ALL = """
+import json, sys
+from pathlib import Path
+from superopt.verify.prover import _load, prove
+for path in sys.argv[1:]:
+    print(json.dumps(prove(_load(Path(path)), {}).verdict.to_json()))
+"""
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_kernel_is_not_proved(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    text = request.getfixturevalue(name).read_text()
+    files = []
+    for n, (old, new) in enumerate(EDITS[name]):
+        assert old in text, old
+        files.append(tmp_path / f"kernel{n}.py")
+        files[-1].write_text(text.replace(old, new, 1))
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", PROVE_ALL, *map(str, files)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kinds = [json.loads(line)["kind"] for line in done.stdout.splitlines()]
+    passed = [e for e, kind in zip(EDITS[name], kinds, strict=True) if kind == "proved"]
+    assert not passed
+
+
+# -- the parts ----------------------------------------------------------------------------------
+
+X, Y = symbol("x"), symbol("y")
+
+
+@pytest.mark.parametrize("by", [3, 1])
+def test_division_is_that_of_c(by: int) -> None:
+    encoder = Encoder()
+    q, r = (encoder.atom(Atom(kind, (X, poly(by)))) for kind in ("quotient", "remainder"))
+    for n in (-7, -3, -1, 0, 2, 3, 8):
+        solver = z3.Solver()
+        solver.add(*encoder.definitions, z3.Int("x") == n)
+        assert solver.check() == z3.sat
+        whole = int(n / by)
+        assert solver.model().eval(q).as_long() == whole
+        assert solver.model().eval(r).as_long() == n - whole * by
+
+
+def test_a_polynomial_is_divided_by_a_product() -> None:
+    whole = X * Y * 6 + X * 4 + 5
+    assert whole.split(X * 2) == (Y * 3 + 2, poly(5))
+    assert whole.split(Y * 4) == (poly(0), whole)
+    assert str(X * Y * 6 + 5) == "5 + 6*x*y"
+
+
+def test_what_holds_of_products_only_is_not_proved_of_unknowns() -> None:
+    prover = Prover()
+    small = both(between(0, X, 10), between(0, Y, 10))
+    assert prover.prove("", small, lt(X * Y, 100)).status == "proved"
+    refuted = prover.prove("", small, lt(X * Y, 81))
+    assert refuted.status == "refuted"
+    assert refuted.counterexample == {"x": 9, "y": 9}
+    assert prover.prove("", both(small, lt(X, 0)), FALSE).status == "proved"  # nothing is so
+
+
+HOST = """
+import torch
+SIGNATURE = {"x": (torch.float16, ("B", 6)), "y": (torch.float16, ("B",))}
+
+def _fits(x, y):
+    B = x.shape[0]
+    shapes = x.shape == (B, 6) and y.shape == (B,)
+    return 1 <= B <= 100 and x.dtype == y.dtype == torch.float16 and shapes
+
+def _launch(x, y, wrap=None):
+    B = x.shape[0]
+    size = 1 << (B - 1).bit_length()
+    return x.new_empty((size if B > 60 else -(-B // 8),))
+"""
+
+
+def test_the_host_is_run_every_way_it_can_go() -> None:
+    module = ModuleType("kernel")
+    exec(HOST, module.__dict__)
+    inputs, facts = accepted(module)
+    assert [str(e) for t in inputs for e in t.shape] == ["y.shape[0]", "6", "y.shape[0]"] or [
+        str(e) for t in inputs for e in t.shape
+    ] == ["B", "6", "B"]
+    assert not any(t.small for t in inputs)  # it does not ask for their spans
+    found = [str(p.returned[0].shape[0]) for p in paths(module, inputs, facts, Prover().decided)]
+    assert sorted(set(found)) == ["128", "64", "quotient(7 + B, 8)"]
