@@ -1,5 +1,6 @@
 """Checking: of µGraphs before they are emitted, and of the emitted kernels themselves."""
 
+from superopt.verify.certificate import replay
 from superopt.verify.folder import CheckResult, SpecShape, check_graph, verify_folder
 from superopt.verify.gate import GateResult, Worker, gate, gate_sizes
 from superopt.verify.proving import Proof, Proving
@@ -16,5 +17,6 @@ __all__ = [
     "check_graph",
     "gate",
     "gate_sizes",
+    "replay",
     "verify_folder",
 ]

@@ -410,7 +410,7 @@ def _blocks(extent: Poly, tile: Poly) -> Poly:
     return poly(Atom("quotient", (up, tile))) if r.terms else q
 
 
-def _primed(x: Any, mark: str = "'") -> Any:
+def _primed(x: Any, mark: str = "~") -> Any:
     """The same of another program, turn and lane."""
 
     def change(a: Atom) -> Poly | None:

@@ -135,7 +135,7 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
     Raises UsageError where the folder does not hold what a search writes, SpecError where its
     function cannot be traced.
     """
-    report = _read(path / "report.json")
+    report = read_json(path / "report.json")
     shape = SpecShape.from_json(report.get("spec", {}))
     module = _load(path / "kernel.py")
     reference = getattr(module, "reference", None)
@@ -162,7 +162,7 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
     return results
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
     except OSError as error:
@@ -212,7 +212,7 @@ def _traced(
 def _graphs(path: Path) -> list[KernelGraph]:
     """The µGraphs that proof.json speaks of."""
     proof = path / "proof.json"
-    return [from_json(g) for g in _read(proof).get("graphs", [])] if proof.exists() else []
+    return [from_json(g) for g in read_json(proof).get("graphs", [])] if proof.exists() else []
 
 
 def _graph(program: Program, graph: KernelGraph, seed: int) -> CheckResult:
