@@ -174,7 +174,7 @@ def find_kernel(
     Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
     """
     profile = load_profile(settings.target)
-    with Worker() as worker, Compiler() as compiler:
+    with Worker() as worker, Compiler() as compiler, Proving() as proving:
         worker.start()  # it loads torch while we search
         start = time.monotonic()
         traced = trace(spec)
@@ -196,7 +196,7 @@ def find_kernel(
         run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
         run.seconds["trace"] = traced_in
         try:
-            _settle(run, worker, compiler)
+            _settle(run, Helpers(worker, compiler, proving))
         except KeyboardInterrupt:
             run.stop_reason = "interrupted"
     return run
@@ -221,15 +221,25 @@ def tuned_sizes(program: Program, spec: Spec) -> tuple[Sizes, ...]:
 # -- settling on what passes ---------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Helpers:
+    """Processes beside this one."""
+
+    worker: Worker
+    compiler: Compiler
+    proving: Proving
+
+
 class Slower(Exception):
     """What a candidate could be compiled with is slower than another candidate."""
 
 
-def _settle(run: Run, worker: Worker, compiler: Compiler) -> None:
+def _settle(run: Run, helpers: Helpers) -> None:
+    helpers.proving.start()  # it loads torch while candidates are compiled
     run.left = list(run.outcome.candidates)
     while picked := choices(run.left, run.sizes):
         try:
-            refused = _try(run, picked, worker, compiler)
+            refused = _try(run, picked, helpers)
         except Slower:
             continue
         if refused is None:
@@ -251,21 +261,19 @@ def _values(candidate: Candidate) -> list[str]:
     return [s.value.digest for k in candidate.graph.kernels for s in k.stores]
 
 
-def _try(
-    run: Run, picked: Sequence[tuple[Sizes, Candidate]], worker: Worker, compiler: Compiler
-) -> Candidate | None:
+def _try(run: Run, picked: Sequence[tuple[Sizes, Candidate]], helpers: Helpers) -> Candidate | None:
     """Accept a kernel made of these candidates, or say which of them is refused."""
     for _, candidate in picked:
         if not _checked(run, candidate):
             return candidate
-    drafts = _fitted(run, picked, compiler)
+    drafts = _fitted(run, picked, helpers.compiler)
     if isinstance(drafts, Candidate):
         return drafts
     source = _emitted(run, drafts)
     if isinstance(source, Candidate):
         return source
-    result, proof = _examined(run, drafts, source, worker)
-    if proof.verdict.kind == "refused":
+    result, proof = _examined(run, drafts, source, helpers)
+    if proof is not None and proof.verdict.kind == "refused":
         guilty = _at_fault(drafts, proof.verdict.witness)
         _refuse(run, guilty, "proof", str(proof.verdict), proof.verdict.witness)
         return guilty
@@ -388,19 +396,22 @@ def describe_config(config: Config) -> str:
 
 
 def _examined(
-    run: Run, picks: Sequence[Draft], source: str, worker: Worker
-) -> tuple[GateResult, Proof]:
-    """What the gate says of a kernel.py, and the proof of its addresses: side by side."""
+    run: Run, picks: Sequence[Draft], source: str, helpers: Helpers
+) -> tuple[GateResult, Proof | None]:
+    """What the gate says of a kernel.py, and the proof of its addresses, where it passes."""
     with tempfile.TemporaryDirectory(prefix="superopt-") as folder:
         path = Path(folder) / "kernel.py"
         path.write_text(source)
         limits = [dict(c.limits) for c in ordered_choices(picks)]
         sizes = gate_sizes(run.program, limits)
-        with Proving(path, SpecShape.of(run.spec).ranges) as proving:
-            with run.phase("gate"):
-                found = gate(run.traced, path, worker=worker, sizes=sizes, seed=run.settings.seed)
-            with run.phase("prove"):  # what is left of it
-                return found, proving.result()
+        helpers.proving.ask(path, SpecShape.of(run.spec).ranges)  # beside the gate
+        with run.phase("gate"):
+            seed = run.settings.seed
+            found = gate(run.traced, path, worker=helpers.worker, sizes=sizes, seed=seed)
+    if not found.passed and not run.settings.allow_unsafe:
+        return found, None
+    with run.phase("prove"):  # what is left of it
+        return found, helpers.proving.result()
 
 
 def _at_fault(picks: Sequence[Draft], sizes: Mapping[str, int]) -> Candidate:

@@ -72,19 +72,30 @@ def picked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["gated", "rows"])
 def test_a_sound_kernel_is_proved(name: str, request: pytest.FixtureRequest) -> None:
-    with Proving(request.getfixturevalue(name), {}) as proving:
+    with Proving() as proving:
+        proving.ask(request.getfixturevalue(name), {})
         proof = proving.result()
     assert str(proof.verdict) == "proved", proof.verdict.witness
     assert {o.status for o in proof.obligations} == {"proved"}
 
 
 def test_indices_from_memory_need_their_range(picked: Path) -> None:
-    with Proving(picked, {"i": (0, 50)}) as one, Proving(picked, {"i": (0, 51)}) as two:
-        assert one.result().verdict.kind == "proved"
-        refused = two.result().verdict
+    with Proving() as proving:
+        proving.ask(picked, {"i": (0, 50)})
+        assert proving.result().verdict.kind == "proved"
+        proving.ask(picked, {"i": (0, 51)})
+        refused = proving.result().verdict
     assert refused.kind == "refused"
     assert "load 1 of table is within bounds along dimension 0" in refused.reason
     assert 50 in refused.witness.values()
+
+
+def test_a_proof_that_takes_too_long_is_a_timeout(gated: Path) -> None:
+    with Proving() as proving:
+        proving.ask(gated, {})
+        assert proving.result(seconds=0.0).verdict.kind == "timeout"
+        proving.ask(gated, {})  # a process of its own again
+        assert proving.result().verdict.kind == "proved"
 
 
 EDITS = {
@@ -120,9 +131,9 @@ EDITS = {
 PROVE_ALL = """
 import json, sys
 from pathlib import Path
-from superopt.verify.prover import _load, prove
+from superopt.verify.prover import load, prove
 for path in sys.argv[1:]:
-    print(json.dumps(prove(_load(Path(path)), {}).verdict.to_json()))
+    print(json.dumps(prove(load(Path(path)), {}).verdict.to_json()))
 """
 
 

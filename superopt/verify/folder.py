@@ -143,8 +143,9 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
         raise UsageError(f"{path}/kernel.py: it must define {shape.name} and reference")
     traced, results = _traced(shape, reference, seed)
     limits = _limits(module, traced.program)
-    with Worker() as worker, Proving(path / "kernel.py", shape.ranges) as proving:
+    with Worker() as worker, Proving() as proving:
         worker.start()
+        proving.ask(path / "kernel.py", shape.ranges)
         results += [_graph(traced.program, g, seed) for g in _graphs(path)]
 
         def check(sizes: list[dict[str, int]], full: bool) -> GateResult:

@@ -1,4 +1,4 @@
-"""The process that proves: a job in, a proof out, as JSON."""
+"""The process that proves: jobs in, proofs out, as lines of JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -34,7 +35,7 @@ def prove(module: ModuleType, ranges: Mapping[str, Sequence[int | str]]) -> Proo
     return Proof(Verdict("proved", scope=f"{len(obligations)} claims on addresses"), obligations)
 
 
-def _load(path: Path) -> ModuleType:
+def load(path: Path) -> ModuleType:
     """Import a kernel.py without making it a torch operator: that takes two seconds of imports."""
 
     def unregistered(*_: Any, **__: Any) -> Any:
@@ -50,13 +51,17 @@ def _load(path: Path) -> ModuleType:
 
 
 def serve() -> None:
-    """Answer one job. What is printed on the way goes to stderr."""
+    """Answer jobs, a line each, until the input ends. What is printed on the way goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    job = json.load(sys.stdin)
-    proof = prove(_load(Path(job["kernel"])), job["ranges"])
-    json.dump(proof.to_json(), answers)
-    answers.close()
+    for line in sys.stdin:
+        job = json.loads(line)
+        with TemporaryDirectory(prefix="superopt-") as folder:
+            path = Path(folder) / "kernel.py"
+            path.write_text(job["source"])
+            proof = prove(load(path), job["ranges"])
+        answers.write(json.dumps(proof.to_json()) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Proofs of an emitted kernel, in a process of their own with a limit of time.
 
-The process reads a kernel.py as it is: Triton must not be in its interpreter there, and a query
-that never ends must not take the caller with it.
+Triton must not be in its interpreter there, and a query that never ends must not take the caller
+with it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,48 +54,72 @@ ASSUMES = (
 
 
 class Proving:
-    """A proof under way; use as a context manager.
+    """The process; use as a context manager. One kernel at a time: what is asked last is answered.
 
-    `ranges`: the least and first too large value of integer tensors, as their spec declares them:
-    ints, or texts such as "B" and "2*B+1".
+    `start` it early, where there is something else to do: it loads torch and Triton.
     """
 
-    def __init__(self, kernel: Path, ranges: Mapping[str, Sequence[int | str]]) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "superopt.verify.prover"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is the caller's to handle
-            env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path},
-        )
-        assert self.process.stdin is not None
-        json.dump({"kernel": str(kernel), "ranges": dict(ranges)}, self.process.stdin)
-        self.process.stdin.close()
-        self.process.stdin = None
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.asked: float | None = None  # when, of what has not been answered
 
     def __enter__(self) -> Proving:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        self.stop()
+
+    def start(self) -> subprocess.Popen[str]:
+        if self.process is None:
+            root = str(Path(__file__).resolve().parents[2])
+            path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "superopt.verify.prover"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                bufsize=1,
+                start_new_session=True,  # Ctrl-C is the caller's to handle
+                env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path},
+            )
+        return self.process
+
+    def stop(self) -> None:
+        if self.process is not None:
             self.process.kill()
-        self.process.communicate()
+            self.process.communicate()
+        self.process = self.asked = None
+
+    def ask(self, kernel: Path, ranges: Mapping[str, Sequence[int | str]]) -> None:
+        """Begin with a kernel.py. It is read before long, but may be gone when `result` is called.
+
+        `ranges`: the least and first too large value of integer tensors, as their spec declares
+        them: ints, or texts such as "B" and "2*B+1".
+        """
+        if self.asked is not None:
+            self.stop()
+        self.asked = time.monotonic()
+        job = {"source": kernel.read_text(), "ranges": {n: list(r) for n, r in ranges.items()}}
+        stream = self.start().stdin
+        assert stream is not None
+        with suppress(BrokenPipeError):  # it has ended: `result` says so
+            stream.write(json.dumps(job) + "\n")
 
     def result(self, seconds: float = SECONDS) -> Proof:
-        """Wait until it is done, or has taken so many seconds since its start."""
-        left = seconds - (time.monotonic() - self.started)
-        try:
-            out, _ = self.process.communicate(timeout=max(left, 0.1))
-        except subprocess.TimeoutExpired:
+        """Wait until it is done, or so many seconds have passed since it was asked."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        assert self.asked is not None
+        left = self.asked + seconds - time.monotonic()
+        if not select.select([self.process.stdout], [], [], max(left, 0.1))[0]:
+            self.stop()
             return Proof(Verdict("timeout", f"addresses: not decided in {seconds:.0f} s"))
-        spent = time.monotonic() - self.started
-        if not out:
-            code = self.process.returncode
+        line = self.process.stdout.readline()
+        spent, self.asked = time.monotonic() - self.asked, None
+        if not line:
+            code = self.process.wait()
+            self.stop()
             return Proof(Verdict("unknown", f"addresses: the proof's process ended with {code}"))
-        answer = json.loads(out)
+        answer = json.loads(line)
         obligations = tuple(Obligation(**o) for o in answer["obligations"])
         return Proof(Verdict.from_json(answer["verdict"]), obligations, spent)
