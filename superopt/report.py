@@ -379,7 +379,7 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
         lines += [
             f"verdict: {best['verdict']}",
             f"gate:    {gate['text']}",
-            f"proof:   {proof['text']}" + (f", {proof['scope']}" if proof["scope"] else ""),
+            "proof:   " + ", ".join(filter(None, [proof["text"], proof["scope"], *proof["notes"]])),
             f"found:   {ratio:.2f} × the roofline's time, bound by {best['bound']}",
         ]
     else:

@@ -85,9 +85,13 @@ def test_indices_from_memory_need_their_range(picked: Path) -> None:
         assert proving.result().verdict.kind == "proved"
         proving.ask(picked, {"i": (0, 51)})
         refused = proving.result().verdict
+        proving.ask(picked, {})
+        undeclared = proving.result().verdict
     assert refused.kind == "refused"
     assert "load 1 of table is within bounds along dimension 0" in refused.reason
     assert 50 in refused.witness.values()
+    assert undeclared.kind == "proved"
+    assert undeclared.notes == ("1 assumed: of integers whose range the spec does not declare",)
 
 
 def test_a_proof_that_takes_too_long_is_a_timeout(gated: Path) -> None:

@@ -81,8 +81,9 @@ class Prover:
 
     def _asked(self, given: Cond, claim: Cond, quick: bool) -> Obligation:
         for nonlinear in (False,) if quick else (False, True):
-            encoder = Encoder(nonlinear)
-            solver = z3.SolverFor("QF_NIA" if nonlinear else "QF_LIA")
+            context = z3.Context()  # of its own: what was asked before has no part in it
+            encoder = Encoder(context, nonlinear)
+            solver = z3.SolverFor("QF_NIA" if nonlinear else "QF_LIA", context)
             solver.set("rlimit", NONLINEAR if nonlinear else LINEAR, "random_seed", 0)
             truths = [encoder.truth(given), z3.Not(encoder.truth(claim))]
             solver.add(*truths, *encoder.definitions)
@@ -130,16 +131,8 @@ def _extent(text: int | str) -> Poly:
     return symbol(found[2]) * int(found[1] or 1) + int(found[3] or 0)
 
 
+PLAIN = ("symbol", "lane")
 Site = tuple[Touched, Access, tuple[Poly, ...]]  # a store, and its index along each dimension
-
-
-@dataclass(frozen=True)
-class Witness:
-    """`defines`: the program, turns and lanes of an element; `keeps`: what these must keep to."""
-
-    defines: Cond
-    keeps: Cond
-    blocks: tuple[Obligation, ...] = ()
 
 
 TYPES = {
@@ -155,6 +148,7 @@ class _PathCheck:
         self.prover, self.path, self.given, self.bounds = prover, path, given, bounds
         self.tensors = {t.name: t for t in path.tensors}
         self.written: set[str] = set()
+        self.pieces: dict[tuple[int, tuple[Poly, ...]], Touched] = {}  # in blocks
         inputs = ", ".join(f"{c}" for c in path.conditions.args) if path.conditions.args else ""
         self.where = f" where {inputs}" if inputs else ""
 
@@ -166,9 +160,12 @@ class _PathCheck:
                 yield Obligation(f"every element of {t.name} is stored{self.where}", "refuted")
 
     def prove(self, text: str, given: Cond, claim: Cond) -> Obligation:
-        return self.prover.prove(
-            f"{text}{self.where}", both(self.given, self.values(given, claim), given), claim
-        )
+        facts = both(self.given, self.values(given, claim), given)
+        found = self.prover.prove(f"{text}{self.where}", facts, claim)
+        read = [a.args[0] for a in atoms_of(claim) if a.kind == "loaded"]
+        if found.status != "proved" and any(name not in self.bounds for name in read):
+            return replace(found, status="assumed")
+        return found
 
     def values(self, *conditions: Cond) -> Cond:
         """What is assumed of the values read that are part of addresses."""
@@ -286,8 +283,69 @@ class _PathCheck:
     # -- stores ----------------------------------------------------------------------------------
 
     def stored(self, name: str, store: Store, sites: Sequence[Site]) -> Iterator[Obligation]:
-        yield from self.once(f"{name}: no element of {store.name} is stored by two programs", sites)
-        yield from self.every(f"{name}: every element of {store.name} is stored", store, sites)
+        plain: list[Site] = []
+        for site in sites:
+            found = yield from self.in_blocks(store, site)
+            if found is None:
+                text = f"{name}: every element of {store.name} is stored, by one program"
+                yield Obligation(f"{text}{self.where}", "unknown")
+                return
+            plain.append(found)
+        yield from self.once(f"{name}: no element of {store.name} is stored by two programs", plain)
+        yield from self.every(f"{name}: every element of {store.name} is stored", store, plain)
+
+    def in_blocks(
+        self, store: Store, site: Site
+    ) -> Generator[Obligation, None, tuple[Touched, Access, tuple[Poly, ...]] | None]:
+        """The site with the numbers of its blocks for coordinates, where they are computed from
+        the program's: blocks and programs are one to one. None where that is not seen.
+        """
+        part, access, places = site
+        coordinates = part.piece.coordinates
+        numbers: dict[Poly, Poly] = {}  # with how many there are
+        for i, extent in zip(places, store.shape, strict=True):
+            computed = Poly.of({m: c for m, c in i.terms if m and m[0].kind not in PLAIN})
+            if computed.terms:
+                own = {a for a in i.atoms if a in coordinates}
+                computed = computed + Poly.of({m: c for m, c in i.terms if own.intersection(m)})
+                tile = poly(min(abs(c) for _, c in computed.terms))
+                number, rest = computed.split(tile)
+                if rest.terms:
+                    return None
+                numbers[number] = _blocks(extent, tile)
+        if not numbers:
+            return site
+        within = {*atoms_of(tuple(numbers))}
+        moved = [a for a in coordinates if a in within]
+        if product(coordinates[a] for a in moved) != product(numbers.values()):
+            return None
+        yield from self.one_to_one(part, moved, numbers)
+        key = (id(part), tuple(numbers))
+        blocks = [symbol(f"pid.block{n}") for n in range(len(numbers))]
+        change: dict[Atom, Poly] = {}
+        for block, number in zip(blocks, numbers, strict=True):
+            solved = _solved(number, block)
+            if solved is None:
+                return None
+            change |= [solved]
+        if key not in self.pieces:
+            left = {a: n for a, n in coordinates.items() if a not in moved}
+            left |= {next(iter(b.atoms)): n for b, n in zip(blocks, numbers.values(), strict=True)}
+            self.pieces[key] = replace(part, piece=replace(part.piece, coordinates=left))
+        return self.pieces[key], access.mapped(change.get), mapped(places, change.get)
+
+    def one_to_one(
+        self, part: Touched, moved: Sequence[Atom], numbers: Mapping[Poly, Poly]
+    ) -> Iterator[Obligation]:
+        """That programs have blocks of their own, of which there are as many as programs."""
+        inside = both(*(between(0, number, n) for number, n in numbers.items()))
+        same = both(*(eq(number, _primed(number)) for number in numbers))
+        claim = both(*(eq(poly(a), _primed(poly(a))) for a in moved))
+        given, which = part.piece.facts, ", ".join(map(str, numbers))
+        yield self.prove(f"each program has a block: {which}", given, inside)
+        yield self.prove(
+            f"no two programs have one block: {which}", both(given, _primed(given), same), claim
+        )
 
     def once(self, text: str, sites: Sequence[Site]) -> Iterator[Obligation]:
         for (n, (p, a, i)), (m, (q, b, j)) in pairs(enumerate(sites), enumerate(sites)):
@@ -307,85 +365,47 @@ class _PathCheck:
         given = [both(*map(lambda e, n: between(0, e, n), element, store.shape))]
         claims = []
         for n, site in enumerate(sites):
-            witness = self.witness(site, element, store)
+            witness = _witness(site, element)
             if witness is not None:
-                yield from witness.blocks
-                if all(o.status == "proved" for o in witness.blocks):
-                    given.append(_primed(witness.defines, f"@{n}"))
-                    claims.append(_primed(witness.keeps, f"@{n}"))
+                given.append(_primed(witness[0], f"@{n}"))
+                claims.append(_primed(witness[1], f"@{n}"))
         done = self.prove(text, both(*given), either(*claims))
         if done.status == "proved":
             self.written.add(store.name)
         yield done
 
-    def witness(self, site: Site, element: Sequence[Poly], store: Store) -> Witness | None:
-        """Along a dimension an index is a sum of multiples of symbols: the element's is divided by
-        the largest, what remains by the next. What is in no index is 0. A block's number that is
-        computed from the program's is taken for a symbol, where blocks and programs are one to
-        one. None where that is not seen.
-        """
-        part, access, places = site
-        facts, claims = [], [access.facts]
-        coordinates = dict(part.piece.coordinates)
-        free = {*coordinates, *(loop.turn for loop in access.loops)}
-        free |= {a for d in range(len(access.lanes)) for a in lane(d).atoms}
-        proofs: tuple[Obligation, ...] = ()
-        blocks: dict[Atom, tuple[Poly, Poly]] = {}  # what it is, and how many there are
-        for d, (i, e) in enumerate(zip(places, element, strict=True)):
-            computed = Poly.of(
-                {m: c for m, c in i.terms if m and m[0].kind not in ("symbol", "lane")}
-            )
-            if computed.terms:
-                mixed = {a for a in i.atoms if a in coordinates}
-                computed = computed + Poly.of({m: c for m, c in i.terms if set(m) & mixed})
-                times = poly(min(abs(c) for _, c in computed.terms))
-                number, rest = computed.split(times)
-                block = Atom("symbol", (f"pid.block{d}",))
-                if rest.terms:
-                    return None
-                blocks[block] = number, _blocks(store.shape[d], times)
-                i = i - computed + times * poly(block)
-                free.add(block)
-            own = sorted(((c, m) for m, c in i.terms if m), key=lambda t: -t[0])
-            if not own:
-                claims.append(eq(i, e))
-                continue
-            if any(len(m) > 1 or m[0] not in free for _, m in own) or own[-1][0] != 1:
-                return None
-            free -= i.atoms
-            facts.append(eq(i, e))
-            for n, (c, _) in enumerate(own):
-                facts.append(between(0, Poly.of({m: k for k, m in own[n + 1 :]}), c))
-        if blocks:
-            within = {a for number, _ in blocks.values() for a in atoms_of(number)}
-            moved = [a for a in coordinates if a in within]
-            if product(coordinates[a] for a in moved) != product(n for _, n in blocks.values()):
-                return None
-            proofs = self.one_to_one(store.name, part, moved, list(blocks.values()))
-            facts += [eq(poly(b), number) for b, (number, _) in blocks.items()]
-            facts += [between(0, poly(a), coordinates.pop(a)) for a in moved]
-            claims += [between(0, poly(b), n) for b, (_, n) in blocks.items()]
-            free -= {*moved}
-        claims += [between(0, poly(a), n) for a, n in coordinates.items()]
-        facts += [eq(poly(a), 0) for a in sorted(free, key=str)]
-        return Witness(both(*facts), both(*claims), proofs)
 
-    def one_to_one(
-        self, name: str, part: Touched, moved: Sequence[Atom], blocks: Sequence[tuple[Poly, Poly]]
-    ) -> tuple[Obligation, ...]:
-        """That programs have blocks of their own, of which there are as many as programs."""
-        inside = both(*(between(0, number, n) for number, n in blocks))
-        same = both(*(eq(number, _primed(number)) for number, _ in blocks))
-        claim = both(*(eq(poly(a), _primed(poly(a))) for a in moved))
-        given = part.piece.facts
-        return (
-            self.prove(f"the blocks of {name} are blocks of it", given, inside),
-            self.prove(
-                f"no two programs have one block of {name}",
-                both(given, _primed(given), same),
-                claim,
-            ),
-        )
+def _witness(site: Site, element: Sequence[Poly]) -> tuple[Cond, Cond] | None:
+    """(what defines the program, turns and lanes of an element; what these must keep to).
+
+    Along a dimension an index is a sum of multiples of symbols: the element's is divided by the
+    largest, what remains by the next. What is in no index is 0. None where that is not seen.
+    """
+    part, access, places = site
+    facts, claims = [], [part.piece.facts, access.facts]
+    free = {*part.piece.coordinates, *(loop.turn for loop in access.loops)}
+    free |= {a for d in range(len(access.lanes)) for a in lane(d).atoms}
+    for i, e in zip(places, element, strict=True):
+        own = sorted(((c, m) for m, c in i.terms if m), key=lambda t: -t[0])
+        if not own:
+            claims.append(eq(i, e))
+            continue
+        if any(len(m) > 1 or m[0] not in free for _, m in own) or own[-1][0] != 1:
+            return None
+        free -= i.atoms
+        facts.append(eq(i, e))
+        for n, (c, _) in enumerate(own):
+            facts.append(between(0, Poly.of({m: k for k, m in own[n + 1 :]}), c))
+    facts += [eq(poly(a), 0) for a in sorted(free, key=str)]
+    return both(*facts), both(*claims)
+
+
+def _solved(number: Poly, block: Poly) -> tuple[Atom, Poly] | None:
+    """An atom that is no symbol, and what it is where `number` is `block`."""
+    for m, c in number.terms:
+        if len(m) == 1 and abs(c) == 1 and m[0].kind not in PLAIN:
+            return m[0], (block - (number - poly(m[0]) * c)) * c
+    return None
 
 
 def _views(store: Store) -> Iterator[Store]:

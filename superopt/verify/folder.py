@@ -159,7 +159,8 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
         small = gate_sizes(traced.program)[:3]
         results.append(_gated("every element written", check(small, True)))
         verdict = proving.result().verdict
-        results.append(CheckResult("addresses", verdict.passed, str(verdict), verdict.witness))
+        text = ", ".join(filter(None, [str(verdict), verdict.scope, *verdict.notes]))
+        results.append(CheckResult("addresses", verdict.passed, text, verdict.witness))
     return results
 
 

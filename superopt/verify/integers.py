@@ -270,28 +270,28 @@ class Encoder:
     what is proved so holds, what is refuted need not be false.
     """
 
-    def __init__(self, nonlinear: bool = False) -> None:
-        self.nonlinear = nonlinear
+    def __init__(self, context: z3.Context | None = None, nonlinear: bool = False) -> None:
+        self.context, self.nonlinear = context, nonlinear
         self.known: dict[str, Any] = {}
         self.definitions: list[Any] = []
         self.exact = True
 
     def integer(self, p: Poly) -> Any:
-        total: Any = z3.IntVal(0)
+        total: Any = z3.IntVal(0, self.context)
         for m, c in p.terms:
             total = total + c * self._monomial(m)
         return z3.simplify(total)
 
     def _monomial(self, m: Monomial) -> Any:
         if not m:
-            return z3.IntVal(1)
+            return z3.IntVal(1, self.context)
         factors = [self.atom(a) for a in m]
         if len(m) == 1 or self.nonlinear:
             return z3.Product(*factors) if len(m) > 1 else factors[0]
         name = "*".join(a.key for a in m)
         self.exact = False
         if name not in self.known:
-            self.known[name] = z3.Int(name)
+            self.known[name] = z3.Int(name, self.context)
             positive = z3.And(*[f >= 0 for f in factors])
             some = z3.And(*[f >= 1 for f in factors])
             at_least = z3.And(*[self.known[name] >= f for f in factors])
@@ -304,7 +304,7 @@ class Encoder:
 
     def atom(self, a: Atom) -> Any:
         if a.key not in self.known:
-            self.known[a.key] = z3.Int(a.key)
+            self.known[a.key] = z3.Int(a.key, self.context)
             self._define(a, self.known[a.key])
         return self.known[a.key]
 
@@ -345,9 +345,9 @@ class Encoder:
                 one, two = map(self.integer, c.args)
                 return one < two if c.op == "lt" else one <= two if c.op == "le" else one == two
             case "and":
-                return z3.And(*map(self.truth, c.args))
+                return z3.And(*map(self.truth, c.args), self.context or z3.main_ctx())
             case "or":
-                return z3.Or(*map(self.truth, c.args))
+                return z3.Or(*map(self.truth, c.args), self.context or z3.main_ctx())
             case "not":
                 return z3.Not(self.truth(c.args[0]))
-        return z3.Bool(str(c))
+        return z3.Bool(str(c), self.context)

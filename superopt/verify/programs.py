@@ -10,7 +10,7 @@ for all coordinates holds for all programs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from superopt.verify.integers import (
@@ -77,6 +77,12 @@ class Access:
     @property
     def offset(self) -> Poly:
         return sum((o for o, _ in self.offsets), poly(0))
+
+    def mapped(self, change: Callable[[Atom], Poly | None]) -> Access:
+        """The access with atoms replaced; its offsets stay."""
+        mask, path = mapped((self.mask, self.path), change)
+        loops = tuple(Loop(r.turn, *mapped((r.start, r.end, r.step), change)) for r in self.loops)
+        return replace(self, mask=mask, path=path, loops=loops)
 
     @property
     def facts(self) -> Cond:

@@ -69,7 +69,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Obligation:
-    """A claim and how it went: proved, refuted (with a counterexample), or unknown.
+    """A claim and how it went: proved, refuted (with a counterexample), assumed, or unknown.
+
+    Assumed is what depends on integers read from memory of which the spec declares no range.
 
     `smt` is the claim's negation with all that was given, as SMT-LIB text: unsat where proved.
     """
