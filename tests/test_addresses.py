@@ -70,7 +70,29 @@ def picked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(fn, {}, tmp_path_factory.mktemp("picked"), 16, **tensors)
 
 
-@pytest.mark.parametrize("name", ["gated", "rows"])
+@pytest.fixture(scope="module")
+def swizzled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks of rows in groups, both counts symbols: products of unknowns."""
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ w)
+
+    folder = tmp_path_factory.mktemp("swizzled")
+    return written(fn, {"k": "loop"}, folder, 32, x=Tensor(B, 96), w=Tensor(96, N))
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output stored in two pieces, one of them read through a remainder."""
+
+    def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.roll(1, 0), y], -1) * 2
+
+    folder = tmp_path_factory.mktemp("joined")
+    return written(fn, {}, folder, 16, x=Tensor(B, 40), y=Tensor(B, 24))
+
+
+@pytest.mark.parametrize("name", ["gated", "rows", "swizzled", "joined"])
 def test_a_sound_kernel_is_proved(name: str, request: pytest.FixtureRequest) -> None:
     with Proving() as proving:
         proving.ask(request.getfixturevalue(name), {})

@@ -80,6 +80,7 @@ class Prover:
         return Obligation(text, known.status, known.counterexample, known.smt)
 
     def _asked(self, given: Cond, claim: Cond, quick: bool) -> Obligation:
+        vague = any(a.kind == "unknown" for a in atoms_of((given, claim)))
         for nonlinear in (False,) if quick else (False, True):
             context = z3.Context()  # of its own: what was asked before has no part in it
             encoder = Encoder(context, nonlinear)
@@ -90,7 +91,7 @@ class Prover:
             answer = solver.check()
             if answer == z3.unsat:
                 return Obligation("", "proved", smt=solver.to_smt2())
-            if answer == z3.sat and encoder.exact:
+            if answer == z3.sat and encoder.exact and not vague:
                 model = solver.model()
                 found = {
                     str(d): model[d].as_long() for d in model.decls() if z3.is_int_value(model[d])
@@ -147,7 +148,8 @@ class _PathCheck:
     def __init__(self, prover: Prover, path: Path, given: Cond, bounds: Bounds) -> None:
         self.prover, self.path, self.given, self.bounds = prover, path, given, bounds
         self.tensors = {t.name: t for t in path.tensors}
-        self.written: set[str] = set()
+        self.stores: set[str] = set()  # tensors that are stored, in part at least
+        self.written: set[str] = set()  # and those that are, whole
         self.pieces: dict[tuple[int, tuple[Poly, ...]], Touched] = {}  # in blocks
         inputs = ", ".join(f"{c}" for c in path.conditions.args) if path.conditions.args else ""
         self.where = f" where {inputs}" if inputs else ""
@@ -156,7 +158,7 @@ class _PathCheck:
         for launch in self.path.launches:
             yield from self.launch(launch)
         for t in self.path.returned:
-            if not t.is_input and t.name not in self.written:
+            if not t.is_input and t.name not in self.stores:
                 yield Obligation(f"every element of {t.name} is stored{self.where}", "refuted")
 
     def prove(self, text: str, given: Cond, claim: Cond) -> Obligation:
@@ -203,6 +205,8 @@ class _PathCheck:
         for tensor in dict.fromkeys(a.tensor for _, a in accesses):
             own = [(p, a) for p, a in accesses if a.tensor == tensor]
             store, places = yield from self.tensor(name, self.tensors[tensor], own)
+            if any(a.kind == "store" for _, a in own):
+                self.stores.add(tensor)
             stores = [(*o, i) for o, i in zip(own, places, strict=True) if o[1].kind == "store"]
             sites = [(p, a, i) for p, a, i in stores if i is not None]
             if len(sites) < len(stores):
@@ -357,7 +361,9 @@ class _PathCheck:
             if p is q:
                 claim = both(*(eq(poly(c), _primed(poly(c))) for c in p.piece.coordinates))
             which = f", by {a.name} and {b.name}" if len(sites) > 1 else ""
-            yield self.prove(text + which, both(given, same), claim)
+            found = self.prove(text + which, both(given, same), claim)
+            blocks = p in self.pieces.values() or q in self.pieces.values()
+            yield _doubted(found) if blocks else found
 
     def every(self, text: str, store: Store, sites: Sequence[Site]) -> Iterator[Obligation]:
         """Each element has a program, turns and lanes that store it, by dividing its indices."""
@@ -372,7 +378,13 @@ class _PathCheck:
         done = self.prove(text, both(*given), either(*claims))
         if done.status == "proved":
             self.written.add(store.name)
-        yield done
+        seen = len(claims) == len(sites) and not any(p in self.pieces.values() for p, *_ in sites)
+        yield done if seen else _doubted(done)
+
+
+def _doubted(found: Obligation) -> Obligation:
+    """What was refuted with less known than there is may still be so."""
+    return replace(found, status="unknown") if found.status == "refuted" else found
 
 
 def _witness(site: Site, element: Sequence[Poly]) -> tuple[Cond, Cond] | None:

@@ -121,6 +121,15 @@ def _without(m: Monomial, by: Monomial) -> Monomial | None:
     return tuple(left)
 
 
+def _shared(one: Monomial, two: Monomial) -> Monomial:
+    left, found = list(two), []
+    for a in one:
+        if a in left:
+            left.remove(a)
+            found.append(a)
+    return tuple(found)
+
+
 def poly(x: Poly | Atom | int) -> Poly:
     if isinstance(x, Poly):
         return x
@@ -266,13 +275,14 @@ def _few_values(p: Poly) -> int:
 class Encoder:
     """Z3's form of polynomials and conditions, with the definitions of the atoms they hold.
 
-    A product of atoms is Z3's own where `nonlinear`, else an unknown integer, one for each product:
-    what is proved so holds, what is refuted need not be false.
+    A product of atoms is Z3's own where `nonlinear`, else an unknown integer, one for each product,
+    of which some facts are told: what is proved so holds, what is refuted need not be false.
     """
 
     def __init__(self, context: z3.Context | None = None, nonlinear: bool = False) -> None:
         self.context, self.nonlinear = context, nonlinear
         self.known: dict[str, Any] = {}
+        self.products: dict[Monomial, Any] = {}
         self.definitions: list[Any] = []
         self.exact = True
 
@@ -288,19 +298,52 @@ class Encoder:
         factors = [self.atom(a) for a in m]
         if len(m) == 1 or self.nonlinear:
             return z3.Product(*factors) if len(m) > 1 else factors[0]
-        name = "*".join(a.key for a in m)
         self.exact = False
-        if name not in self.known:
-            self.known[name] = z3.Int(name, self.context)
-            positive = z3.And(*[f >= 0 for f in factors])
+        if m not in self.products:
+            made = z3.Int("*".join(a.key for a in m), self.context)
             some = z3.And(*[f >= 1 for f in factors])
-            at_least = z3.And(*[self.known[name] >= f for f in factors])
+            none = z3.Or(*[f == 0 for f in factors])
             self.definitions += [
-                z3.Implies(positive, self.known[name] >= 0),
-                z3.Implies(some, at_least),
-                z3.Implies(z3.Or(*[f == 0 for f in factors]), self.known[name] == 0),
+                z3.Implies(z3.And(*[f >= 0 for f in factors]), made >= 0),
+                z3.Implies(some, z3.And(*[made >= f for f in factors])),
+                z3.Implies(none, made == 0),
             ]
-        return self.known[name]
+            others = list(self.products)
+            self.products[m] = made
+            for other in others:
+                self._compare_products(m, other)
+            self._bound_product(m)
+        return self.products[m]
+
+    def _compare_products(self, one: Monomial, two: Monomial) -> None:
+        """x*S and y*S differ by S at least where x and y differ, for S >= 0."""
+        shared = _shared(one, two)
+        x, y = _without(one, shared), _without(two, shared)
+        if not shared or x is None or y is None or len(x) != 1 or len(y) != 1:
+            return
+        s, (a,), (b,) = self._monomial(shared), x, y
+        p, q, x_, y_ = self.products[one], self.products[two], self.atom(a), self.atom(b)
+        self.definitions.append(
+            z3.Implies(
+                s >= 0,
+                z3.And(
+                    z3.Implies(x_ < y_, p + s <= q),
+                    z3.Implies(x_ == y_, p == q),
+                    z3.Implies(y_ < x_, q + s <= p),
+                ),
+            )
+        )
+
+    def _bound_product(self, m: Monomial) -> None:
+        """r*S is at most c*S where r, a remainder by a small number, is at most c."""
+        for n, a in enumerate(m):
+            few = a.args[1].number if a.kind == "remainder" else None
+            if few is not None and 0 < few <= FEW:
+                s, r = self._monomial(m[:n] + m[n + 1 :]), self.atom(a)
+                self.definitions += [
+                    z3.Implies(z3.And(s >= 0, r <= c), self.products[m] <= c * s)
+                    for c in range(few)
+                ]
 
     def atom(self, a: Atom) -> Any:
         if a.key not in self.known:

@@ -113,7 +113,7 @@ class Piece:
         return both(*(between(0, poly(a), extent) for a, extent in self.coordinates.items()))
 
 
-@dataclass
+@dataclass(eq=False)
 class Touched:
     """All that one piece of a launch touches."""
 
@@ -378,6 +378,15 @@ class _Run:
             q, r = over.split(by)
             if self.below(r, by) or self.holds(both(between(0, r, by), le(0, q)), shape):
                 return q, r
+            ((factors, times),) = by.terms
+            unit = Poly.of({factors: 1})
+            if factors and times > 1:  # (c*S + r) / (8*S) is c / 8 where r is below S
+                c, r = over.split(unit)
+                if self.below(r, unit) and self.holds(le(0, c), shape):
+                    args = (c, poly(times))
+                    rest = poly(Atom("remainder", args)) * unit + r
+                    return poly(Atom("quotient", args)), rest
+                r = over.split(by)[1]
             for coordinate, extent in self.piece.coordinates.items():
                 if r == poly(coordinate) and not extent.split(by)[1].terms:
                     raise Split(coordinate, by)
@@ -405,10 +414,14 @@ class _Run:
         return poly(Atom(kind, (one, two)))
 
     def _arith_cmpi(self, op: Op) -> Known:
+        predicate = op.number("predicate")
         if op.operands[0].type.element == "i1":
-            return self.unknown(op.results[0])
+            other = self._arith_xori(op)
+            if predicate > 1 or not isinstance(other, Cond):
+                return self.unknown(op.results[0])
+            return other if predicate else negation(other)
         one, two = map(self.exact, op.operands)
-        match op.number("predicate"):
+        match predicate:
             case 0:
                 return eq(one, two)
             case 1:
