@@ -240,9 +240,7 @@ def test_the_host_is_run_every_way_it_can_go() -> None:
     module = ModuleType("kernel")
     exec(HOST, module.__dict__)
     inputs, facts = accepted(module)
-    assert [str(e) for t in inputs for e in t.shape] == ["y.shape[0]", "6", "y.shape[0]"] or [
-        str(e) for t in inputs for e in t.shape
-    ] == ["B", "6", "B"]
+    assert [str(e) for t in inputs for e in t.shape] == ["B", "6", "B"]
     assert not any(t.small for t in inputs)  # it does not ask for their spans
     found = [str(p.returned[0].shape[0]) for p in paths(module, inputs, facts, Prover().decided)]
     assert sorted(set(found)) == ["128", "64", "quotient(7 + B, 8)"]

@@ -7,10 +7,10 @@ to these, each proved by Z3 over the integers:
     no element is stored by two programs; every element of every output is stored;
     nothing is read before it is written; no index that matters overflows 32 bits.
 
-Two facts of arithmetic carry the proofs from indices to addresses. A contiguous tensor's offset is
-the number whose digits are its indices in the mixed radix of its extents, so that offsets are equal
-where all indices are. An offset is at most the tensor's span where each index is below its extent.
-Where programs are mapped one to one into as many blocks, every block has a program.
+Three facts of arithmetic carry the proofs from indices to addresses. A contiguous tensor's offset
+is the number whose digits are its indices in the mixed radix of its extents, so that offsets are
+equal where all indices are. An offset is at most the tensor's span where each index is below its
+extent. Where programs are mapped one to one into as many blocks, every block has a program.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations, pairwise
 from itertools import product as pairs
 from math import prod
@@ -37,6 +38,7 @@ from superopt.verify.integers import (
     atoms_of,
     between,
     both,
+    conjuncts,
     either,
     eq,
     le,
@@ -151,8 +153,8 @@ class _PathCheck:
         self.stores: set[str] = set()  # tensors that are stored, in part at least
         self.written: set[str] = set()  # and those that are, whole
         self.pieces: dict[tuple[int, tuple[Poly, ...]], Touched] = {}  # in blocks
-        inputs = ", ".join(f"{c}" for c in path.conditions.args) if path.conditions.args else ""
-        self.where = f" where {inputs}" if inputs else ""
+        inputs = ", ".join(map(str, conjuncts(path.conditions)))
+        self.where = f" where {inputs}" if path.conditions != TRUE else ""
 
     def run(self) -> Iterator[Obligation]:
         for launch in self.path.launches:
@@ -165,7 +167,8 @@ class _PathCheck:
         facts = both(self.given, self.values(given, claim), given)
         found = self.prover.prove(f"{text}{self.where}", facts, claim)
         read = [a.args[0] for a in atoms_of(claim) if a.kind == "loaded"]
-        if found.status != "proved" and any(name not in self.bounds for name in read):
+        free = [n for n in read if n not in self.bounds and self.tensors[n].is_input]
+        if found.status != "proved" and free:
             return replace(found, status="assumed")
         return found
 
@@ -187,7 +190,10 @@ class _PathCheck:
         arguments: list[Poly | str] = []
         for n, x in launch.arguments.items():
             if isinstance(x, Store):
-                signature[n] = TYPES[str(x.dtype).removeprefix("torch.")]
+                kind = str(x.dtype).removeprefix("torch.")
+                if kind not in TYPES:
+                    raise Unreadable(f"{name}: elements of type {kind}")
+                signature[n] = TYPES[kind]
                 arguments.append(x.name)
             else:
                 arguments.append(x)  # in 64 bits where it does not fit 32: then nothing overflows
@@ -199,8 +205,8 @@ class _PathCheck:
         text = f"{name}: the number of programs fits 32 bits"
         yield self.limit(text, launch.programs)
         parts = touched(body, arguments, launch.programs, self.given, follows)
-        for part in parts:
-            yield from self.arithmetic(name, part)
+        for number, part in enumerate(parts):
+            yield from self.arithmetic(name + f", part {number}" * (len(parts) > 1), part)
         accesses = [(p, a) for p in parts for a in p.accesses]
         for tensor in dict.fromkeys(a.tensor for _, a in accesses):
             own = [(p, a) for p, a in accesses if a.tensor == tensor]
@@ -228,7 +234,7 @@ class _PathCheck:
     def _most(self, a: Atom) -> float:
         if a.kind == "quotient" and a.args[1].number:
             return self._largest(a.args[0]) // float(a.args[1].number)
-        own = [c for c in self.given.args if c.op in ("le", "lt") and c.args[0] == poly(a)]
+        own = [c for c in conjuncts(self.given) if c.op in ("le", "lt") and c.args[0] == poly(a)]
         limits = [c.args[1].number for c in own if c.args[1].number is not None]
         return min(map(float, limits), default=float("inf"))
 
@@ -279,10 +285,12 @@ class _PathCheck:
         for d, (i, extent) in enumerate(zip(places, store.shape, strict=True)):
             yield self.prove(f"{text} along dimension {d}", given, between(0, i, extent))
         for offset, width in a.offsets if len(a.offsets) > 1 else ():
-            own = indices(offset, store)
-            claim = both(*(between(0, i, e) for i, e in zip(own or (), store.shape, strict=False)))
-            if width <= 32:
-                yield self.prove(f"{name}: {a.name}: {offset} fits 32 bits", given, claim)
+            own, fits = indices(offset, store), f"{name}: {a.name}: {offset} fits 32 bits"
+            if width <= 32 and own is None:
+                yield Obligation(f"{fits}{self.where}", "unknown")
+            elif width <= 32 and own is not None:
+                claim = both(*map(partial(between, 0), own, store.shape))
+                yield self.prove(fits, given, claim)
 
     # -- stores ----------------------------------------------------------------------------------
 

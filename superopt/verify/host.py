@@ -20,6 +20,7 @@ from superopt.verify.integers import (
     Cond,
     Poly,
     both,
+    conjuncts,
     eq,
     le,
     lt,
@@ -248,7 +249,7 @@ def accepted(module: ModuleType) -> tuple[list[Store], Cond]:
     inputs, taken = _inputs(module.SIGNATURE), set()
     large: set[str] = set()
     for conditions in _answers(module._fits, inputs):
-        facts = conditions.args if conditions.op == "and" else (conditions,)
+        facts = conjuncts(conditions)
         for t in inputs:
             flag, span = _flag("contiguous", t.name), _span_is_small(t)
             if span != TRUE and not {flag, span} & {*facts}:
@@ -318,24 +319,23 @@ def _answers(fits: Any, inputs: Sequence[Store]) -> Iterator[Cond]:
 
 
 def _solved(inputs: Sequence[Store], facts: Cond) -> tuple[list[Store], Cond]:
-    """Extents that must equal something are replaced by it."""
+    """Extents that must equal something are replaced by it; symbols of the file stay."""
     while True:
-        equal = next(filter(None, map(_solution, facts.args)), None) if facts.op == "and" else None
-        if equal is None:
+        found = [s for c in conjuncts(facts) for s in _solutions(c)]
+        if not found:
             return list(inputs), facts
-        change = dict([equal]).get
+        change = dict([min(found, key=lambda s: "." not in str(s[0]))]).get
         facts = mapped(facts, change)
         inputs = [replace(t, shape=mapped(t.shape, change)) for t in inputs]
 
 
-def _solution(c: Cond) -> tuple[Atom, Poly] | None:
+def _solutions(c: Cond) -> Iterator[tuple[Atom, Poly]]:
     if c.op == "eq":
         for one, two in (c.args, c.args[::-1]):
             if len(one.terms) == 1 and one.terms[0][1] == 1 and len(one.terms[0][0]) == 1:
                 (a,) = one.atoms
                 if a.kind == "symbol" and a not in two.atoms:
-                    return a, two
-    return None
+                    yield a, two
 
 
 def _run(fn: Any, *arguments: Any, **options: Any) -> Any:

@@ -183,10 +183,14 @@ def _compare(op: str, a: Poly, b: Poly, holds: Callable[[int], bool]) -> Cond:
 def both(*conditions: Cond) -> Cond:
     kept: dict[Cond, None] = {}
     for c in conditions:
-        kept.update(dict.fromkeys(c.args if c.op == "and" else (c,)))
+        kept.update(dict.fromkeys(conjuncts(c)))
     if FALSE in kept:
         return FALSE
     return next(iter(kept)) if len(kept) == 1 else Cond("and", tuple(kept))
+
+
+def conjuncts(c: Cond) -> tuple[Cond, ...]:
+    return c.args if c.op == "and" else (c,)
 
 
 def either(*conditions: Cond) -> Cond:

@@ -480,9 +480,10 @@ class _Run:
             return self.unknown(result)
         read = poly(Atom("loaded", (access.tensor, access.offset)))  # within the tensor's bounds
         other = self.values[op.operands[2]] if len(op.operands) > 2 else None
-        if access.mask == TRUE:
-            return read
-        return _choice(access.mask, read, other) if isinstance(other, Poly) else read
+        if not isinstance(other, Poly):
+            other = self.unknown(result)
+        assert isinstance(other, Poly)
+        return _choice(access.mask, read, other)
 
     def _tt_store(self, op: Op) -> None:
         self.access("store", op, self.values[op.operands[2]] if len(op.operands) > 2 else TRUE)
@@ -506,8 +507,9 @@ class _Run:
         if not self.holds(lt(0, step)):
             raise Unreadable(f"a loop's step, {step}, is not known to be positive")
         loop = Loop(Atom("symbol", (f"turn{next(self.numbers)}",)), start, end, step)
+        width = int(op.operands[1].type.element[1:])
         # the last turn's index and one step more
-        self.demand(f"{end} + {step} fits 32 bits", lt(end + step, INT32), ())
+        self.demand(f"{end} + {step} fits {width} bits", lt(end + step, 1 << width - 1), ())
         outer = self.loops
         self.loops = (*outer, loop)
         states = [self.unknown(v) for v in op.regions[0].args[1:]]
