@@ -55,6 +55,11 @@ def negative(bits: Array) -> Array:
     return -positive(bits)
 
 
+def few(bits: Array) -> Array:
+    """Whole numbers from -2 to 2: zeros and ties."""
+    return (bits % np.uint64(5)).astype(np.float64) - 2.0
+
+
 def residue(bits: Array) -> Array:
     return (bits % np.uint64(PRIME)).astype(np.int64)
 

@@ -29,11 +29,11 @@ MOST_DRAWS = 16
 
 
 def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Verdict:
-    """Compare on normal inputs, on positive and on negative ones, at the sizes of `sample_sizes`.
+    """Compare on normal inputs, on those of one sign, and on few whole numbers (zeros, ties).
 
-    Elements are sampled where evaluating all would be slow; where an output has few, normal inputs
-    are drawn several times. A refusal's witness has the sizes,
-    tensor, index, and both values.
+    At the sizes of `sample_sizes`; elements are sampled where evaluating all would be slow, and
+    where an output has few, normal inputs are drawn several times. A refusal's witness has the
+    sizes, tensor, index, and both values.
     """
     program = as_program(candidate)
     try:
@@ -58,7 +58,7 @@ def _draws(program: Program, sizes: Mapping[str, int]) -> list[Callable[[Array],
         int(np.prod([extent_value(e, dict(sizes)) for e in t.shape])) for t in program.outputs
     )
     normal = min(MOST_DRAWS, 1 + ENOUGH // max(least, 1))
-    return [draws.positive, draws.negative, *[draws.normal] * normal]
+    return [draws.positive, draws.negative, draws.few, *[draws.normal] * normal]
 
 
 def describe(tried: Sequence[Mapping[str, int]]) -> str:
