@@ -28,6 +28,7 @@ from superopt.verify.integers import (
     mapped,
     negation,
     poly,
+    product,
 )
 from superopt.verify.ttir import Op, Region, Unreadable, Value
 
@@ -171,6 +172,8 @@ def touched(
         except Cut as c:
             ((coordinate, extent),) = piece.coordinates.items()
             below = c.at - (piece.number - poly(coordinate))
+            if not prove([facts], both(le(0, below), le(below, extent))):
+                raise Unreadable(f"{c.at} may be more than the programs there are") from None
             rest = Atom("symbol", (f"pid{next(names)}",))
             waiting.append(Piece(c.at + poly(rest), {rest: extent - below}))
             waiting.append(Piece(piece.number, {coordinate: below}))
@@ -294,7 +297,8 @@ class _Run:
     def _tt_reshape(self, op: Op) -> Known:
         (before,), (after,) = op.operands, op.results
         wide = [[d for d, n in enumerate(v.type.shape) if n > 1] for v in (before, after)]
-        if [before.type.shape[d] for d in wide[0]] != [after.type.shape[d] for d in wide[1]]:
+        kept = [before.type.shape[d] for d in wide[0]] == [after.type.shape[d] for d in wide[1]]
+        if not kept or "allow_reorder" in op.attributes:
             return self.unknown(after)
         to: dict[int, int | None] = dict.fromkeys(range(len(before.type.shape)))
         return self.moved(before, to | dict(zip(*wide, strict=True)))
@@ -398,7 +402,13 @@ class _Run:
         if any(c < 0 for _, c in x.terms) or not all(self.holds(le(0, poly(a))) for a in x.atoms):
             return False
         largest = {a: extent - 1 for a, extent in self.piece.coordinates.items()}
-        room = (limit - 1 - mapped(x, largest.get)).number
+        most = poly(0)
+        for (
+            m,
+            c,
+        ) in x.terms:  # only where a coordinate is a factor: a remainder need not grow with it
+            most = most + product(largest.get(a, poly(a)) for a in m) * c
+        room = (limit - 1 - most).number
         return room is not None and room >= 0
 
     def _arith_minsi(self, op: Op) -> Known:
