@@ -152,6 +152,10 @@ EDITS = {
         ("x / x_sum[:, None]", "tl.load(out_ptr + b)[:, None] + x"),
         ("out_ptr + b[:, None]", "x_ptr + b[:, None]"),
         ("1 <= N <= 65536", "1 <= N"),
+        ("b = pid * BLOCK_B", "b = (pid // 4 * 4 + (pid % 4 - 4) % 4) * BLOCK_B"),  # C's remainder
+        ("_span(x) < 2**31", "x.numel() < 2**31"),  # which no symbol has: not a False
+        ("in_b = b < B", "in_b = tl.max_constancy(b < B, 16)"),
+        ("n = n_start +", "n = tl.where(n_start < N, n_start * 70000, 0) // 70000 +"),
     ),
 }
 PROVE_ALL = """

@@ -48,9 +48,10 @@ from superopt.verify.integers import (
     symbol,
 )
 from superopt.verify.programs import INT32, Access, Touched, lane, touched
-from superopt.verify.ttir import Unreadable, read
+from superopt.verify.ttir import Region, Unreadable, read
 from superopt.verify.verdict import Obligation
 
+WORSE = ("proved", "assumed", "unknown", "refuted")
 LINEAR, NONLINEAR = 40_000_000, 8_000_000  # Z3's resources for a query: some seconds, and one
 Bounds = Mapping[str, tuple[Poly, Poly]]
 Ranges = Mapping[str, Sequence[int | str]]  # low, high by tensor; texts such as "B" and "2*B+1"
@@ -120,9 +121,8 @@ def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
     for path in paths(module, inputs, both(facts, strides), prover.decided):
         given = both(facts, strides, path.conditions)
         for obligation in _PathCheck(prover, path, given, bounds).run():
-            kept = found.get(obligation.text)
-            if kept is None or kept.status == "proved":
-                found[obligation.text] = obligation
+            kept = found.setdefault(obligation.text, obligation)
+            found[obligation.text] = max(kept, obligation, key=lambda o: WORSE.index(o.status))
     return list(found.values())
 
 
@@ -163,23 +163,29 @@ class _PathCheck:
             if not t.is_input and t.name not in self.stores:
                 yield Obligation(f"every element of {t.name} is stored{self.where}", "refuted")
 
-    def prove(self, text: str, given: Cond, claim: Cond) -> Obligation:
+    def prove(self, text: str, given: Cond, claim: Cond, may_assume: bool = False) -> Obligation:
+        """`may_assume`: of integers read from memory, of which the spec declares no range."""
         facts = both(self.given, self.values(given, claim), given)
         found = self.prover.prove(f"{text}{self.where}", facts, claim)
         read = [a.args[0] for a in atoms_of(claim) if a.kind == "loaded"]
         free = [n for n in read if n not in self.bounds and self.tensors[n].is_input]
-        if found.status != "proved" and free:
-            return replace(found, status="assumed")
-        return found
+        if found.status == "proved" or not may_assume or not free:
+            return found
+        never = self.prover.prove("", both(facts, claim), FALSE).status == "proved"
+        return found if never else replace(found, status="assumed")
 
     def values(self, *conditions: Cond) -> Cond:
         """What is assumed of the values read that are part of addresses."""
         facts = []
         for a in atoms_of(tuple(conditions)):
-            if a.kind == "loaded" and a.args[0] in self.bounds:
+            if a.kind == "loaded" and a.args[0] in self.bounds and self.signed(a.args[0]):
                 low, high = self.bounds[a.args[0]]
                 facts.append(between(low, poly(a), high))
         return both(*facts)
+
+    def signed(self, name: str) -> bool:
+        """Whether an integer tensor's elements are read as they are: as signed ones."""
+        return not str(self.tensors[name].dtype).removeprefix("torch.").startswith("uint")
 
     def launch(self, launch: LaunchOf) -> Iterator[Obligation]:
         name = launch.kernel.__name__
@@ -196,14 +202,16 @@ class _PathCheck:
                 signature[n] = TYPES[kind]
                 arguments.append(x.name)
             else:
-                arguments.append(x)  # in 64 bits where it does not fit 32: then nothing overflows
+                arguments.append(x)
         body = read(launch.kernel, signature, constants)
+        self.also_wide(launch, signature, body)
+        self.pieces.clear()
 
         def follows(given: Sequence[Cond], claim: Cond) -> bool:
             return self.prover.follows([*given, self.values(*given, claim)], claim)
 
         text = f"{name}: the number of programs fits 32 bits"
-        yield self.limit(text, launch.programs)
+        yield self.limit(text, launch.programs + 1)
         parts = touched(body, arguments, launch.programs, self.given, follows)
         for number, part in enumerate(parts):
             yield from self.arithmetic(name + f", part {number}" * (len(parts) > 1), part)
@@ -220,6 +228,18 @@ class _PathCheck:
                 yield Obligation(f"{text}{self.where}", "unknown")
             elif sites:
                 yield from self.stored(name, store, sites)
+
+    def also_wide(self, launch: LaunchOf, signature: Mapping[str, str], body: Region) -> None:
+        """An argument that does not fit 32 bits comes in 64: nothing may cut it down again."""
+        wide = {
+            n: "i64" if kind == "i32" and not self.fits(launch.arguments[n]) else kind
+            for n, kind in signature.items()
+        }
+        if wide != signature and _cuts(read(launch.kernel, wide, launch.constants)) > _cuts(body):
+            raise Unreadable(f"{launch.kernel.__name__}: an argument is cut to 32 bits")
+
+    def fits(self, x: Store | Poly) -> bool:
+        return isinstance(x, Poly) and self.prover.follows([self.given], between(-INT32, x, INT32))
 
     def limit(self, text: str, number: Poly) -> Obligation:
         """That a product of extents is at most 2**31, by the largest that each may be."""
@@ -242,11 +262,17 @@ class _PathCheck:
 
     def arithmetic(self, name: str, part: Touched) -> Iterator[Obligation]:
         for d in part.demands:
-            yield self.prove(f"{name}: {d.text}", both(part.piece.facts, d.given), d.claim)
+            given = both(part.piece.facts, d.given)
+            yield self.prove(f"{name}: {d.text}", given, d.claim, may_assume=True)
         for a in part.accesses:
             store, text = self.tensors[a.tensor], f"{name}: {a.name}"
             if a.kind == "load" and not store.is_input and a.tensor not in self.written:
                 yield Obligation(f"{text} is of what has been stored{self.where}", "refuted")
+            both_ways = {b.kind for b in part.accesses if b.tensor == a.tensor} == {"load", "store"}
+            if a.kind == "load" and both_ways and not store.is_input:
+                yield Obligation(
+                    f"{text} is of what no other program stores{self.where}", "unknown"
+                )
             if a.kind == "store" and store.is_input:
                 yield Obligation(f"{text} leaves inputs alone{self.where}", "refuted")
 
@@ -283,14 +309,15 @@ class _PathCheck:
             yield Obligation(f"{text}{self.where}", "unknown")
             return
         for d, (i, extent) in enumerate(zip(places, store.shape, strict=True)):
-            yield self.prove(f"{text} along dimension {d}", given, between(0, i, extent))
+            along = f"{text} along dimension {d}"
+            yield self.prove(along, given, between(0, i, extent), may_assume=True)
         for offset, width in a.offsets if len(a.offsets) > 1 else ():
             own, fits = indices(offset, store), f"{name}: {a.name}: {offset} fits 32 bits"
             if width <= 32 and own is None:
                 yield Obligation(f"{fits}{self.where}", "unknown")
             elif width <= 32 and own is not None:
                 claim = both(*map(partial(between, 0), own, store.shape))
-                yield self.prove(fits, given, claim)
+                yield self.prove(fits, given, claim, may_assume=True)
 
     # -- stores ----------------------------------------------------------------------------------
 
@@ -333,7 +360,7 @@ class _PathCheck:
             return None
         yield from self.one_to_one(part, moved, numbers)
         key = (id(part), tuple(numbers))
-        blocks = [symbol(f"pid.block{n}") for n in range(len(numbers))]
+        blocks = [symbol(f"pid!block{n}") for n in range(len(numbers))]
         change: dict[Atom, Poly] = {}
         for block, number in zip(blocks, numbers, strict=True):
             solved = _solved(number, block)
@@ -441,6 +468,10 @@ def _views(store: Store) -> Iterator[Store]:
             yield replace(store, shape=tuple(shape))
 
 
+def _cuts(body: Region) -> int:
+    return sum(o.name == "arith.trunci" for op in body.ops for o in op.all_ops())
+
+
 def _blocks(extent: Poly, tile: Poly) -> Poly:
     """How many tiles cover an extent, as the host counts them."""
     up = extent + tile - 1
@@ -454,7 +485,7 @@ def _primed(x: Any, mark: str = "~") -> Any:
     """The same of another program, turn and lane."""
 
     def change(a: Atom) -> Poly | None:
-        if a.kind == "lane" or (a.kind == "symbol" and a.args[0].startswith(("pid", "turn"))):
+        if a.kind == "lane" or (a.kind == "symbol" and a.args[0].startswith(("pid!", "turn!"))):
             return poly(Atom("symbol", (f"{a}{mark}",)))
         if a.kind == "unknown":
             return poly(Atom("unknown", (f"{a.args[0]}{mark}", mapped(a.args[1], change))))

@@ -146,6 +146,8 @@ class Extent:
             return self._with(q)
         if self.decisions.decided(self.decisions.conditions(), le(0, self.value)) is True:
             return self._with(poly(Atom("quotient", (self.value, by))))
+        if self.decisions.decided(self.decisions.conditions(), lt(self.value, by)) is not True:
+            raise Unreadable(f"the host divides {self.value}, of a sign that is not known")
         up = -self.value + by - 1
         return self._with(-poly(Atom("quotient", (up, by))))
 
@@ -172,6 +174,8 @@ class Extent:
 
     def bit_length(self) -> int:
         """A number: every length that is possible is a way of its own. Of what is not negative."""
+        if self.decisions.decided(self.decisions.conditions(), le(0, self.value)) is not True:
+            raise Unreadable(f"the host asks for the bits of {self.value}, which may be negative")
         return next(n for n in range(64) if self < 1 << n)
 
     __hash__ = None  # type: ignore[assignment]
@@ -188,6 +192,9 @@ def _poly(x: Any) -> Poly:
 class _Device:
     type = "cuda"
 
+    def __getattr__(self, name: str) -> Any:
+        raise Unreadable(f"the host asks a device for its {name}")
+
 
 _DEVICE = _Device()
 
@@ -203,6 +210,9 @@ class Symbolic:
         self.dtype = store.dtype
         self.shape = tuple(Extent(e, decisions) for e in store.shape)
 
+    def __getattr__(self, name: str) -> Any:
+        raise Unreadable(f"the host asks a tensor for its {name}")
+
     def dim(self) -> int:
         return len(self.shape)
 
@@ -215,10 +225,10 @@ class Symbolic:
         return self._decisions.answer(_flag("contiguous", self._store.name))
 
     def new_empty(self, shape: Sequence[Any], dtype: Any = None) -> Symbolic:
-        return self._made(shape, dtype or self.dtype)
+        return self._made(shape, self.dtype if dtype is None else dtype)
 
     def _made(self, shape: Sequence[Any], dtype: Any) -> Symbolic:
-        name = f"made{sum(not t.is_input for t in self._path.tensors)}"
+        name = f"made!{sum(not t.is_input for t in self._path.tensors)}"
         store = Store(name, tuple(map(_poly, shape)), dtype)
         self._path.tensors.append(store)
         return Symbolic(store, self._decisions, self._path)
@@ -259,10 +269,18 @@ def accepted(module: ModuleType) -> tuple[list[Store], Cond]:
     inputs = [replace(t, small=t.name not in large) for t in inputs]
     if len(taken) != 1:
         raise Unreadable(f"_fits takes {len(taken)} kinds of calls; one was expected")
+    one = symbol("extra!")
     for wrong in inputs:
-        others = [replace(t, dtype=None) if t is wrong else t for t in inputs]
-        if any(True for _ in _answers(module._fits, others)):
-            raise Unreadable(f"_fits does not check the element type of {wrong.name}")
+        for what, other in (
+            ("element type", replace(wrong, dtype=None)),
+            (
+                "rank",
+                replace(wrong, shape=(*wrong.shape, one), strides=(*(wrong.strides or ()), one)),
+            ),
+        ):
+            others = [other if t is wrong else t for t in inputs]
+            if any(True for _ in _answers(module._fits, others)):
+                raise Unreadable(f"_fits does not check the {what} of {wrong.name}")
     return _solved(inputs, taken.pop())
 
 

@@ -154,7 +154,7 @@ def touched(
     Raises Unreadable where the kernel does what is not followed.
     """
     names = count()
-    first = Atom("symbol", (f"pid{next(names)}",))
+    first = Atom("symbol", (f"pid!{next(names)}",))
     waiting, done = [Piece(poly(first), {first: programs})], []
     while waiting:
         piece = _without_single(waiting.pop())
@@ -164,7 +164,7 @@ def touched(
             done.append(run.touched)
         except Split as s:
             extent = piece.coordinates.pop(s.coordinate)
-            outer, inner = (Atom("symbol", (f"pid{next(names)}",)) for _ in range(2))
+            outer, inner = (Atom("symbol", (f"pid!{next(names)}",)) for _ in range(2))
             piece.coordinates |= {outer: extent.split(s.divisor)[0], inner: s.divisor}
             both_parts = poly(outer) * s.divisor + poly(inner)
             number = mapped(piece.number, {s.coordinate: both_parts}.get)
@@ -174,7 +174,7 @@ def touched(
             below = c.at - (piece.number - poly(coordinate))
             if not prove([facts], both(le(0, below), le(below, extent))):
                 raise Unreadable(f"{c.at} may be more than the programs there are") from None
-            rest = Atom("symbol", (f"pid{next(names)}",))
+            rest = Atom("symbol", (f"pid!{next(names)}",))
             waiting.append(Piece(c.at + poly(rest), {rest: extent - below}))
             waiting.append(Piece(piece.number, {coordinate: below}))
     return done
@@ -221,7 +221,8 @@ class _Run:
         if not isinstance(x, Poly):
             raise Unreadable("an operation on integers has an operand that is not followed")
         single = len(x.terms) == 1 and x.terms[0][1] == 1 and len(x.terms[0][0]) == 1
-        if x.number is None and not single:
+        fits = single and next(iter(x.atoms)).kind != "choice"  # whose arms may be anything
+        if x.number is None and not fits:
             self.fits(x, v)
         return x
 
@@ -248,6 +249,8 @@ class _Run:
         return region.ops[-1].operands if region.ops else []
 
     def op(self, op: Op) -> None:
+        if HINTS & op.attributes.keys():
+            raise Unreadable(f"{op.name} has a hint, which is believed unseen")
         run = getattr(self, "_" + op.name.replace(".", "_"), None)
         if run is not None:
             result = run(op)
@@ -255,6 +258,7 @@ class _Run:
                 self.values[op.results[0]] = result
             return
         pure = op.results and not op.regions and not op.name.startswith(_MEMORY)
+        pure = pure and op.attributes.get("pure", "true") == "true"
         if not pure and op.name not in _HARMLESS:
             raise Unreadable(f"{op.name} is not followed")
         for r in op.results:
@@ -380,7 +384,9 @@ class _Run:
             self.demand(f"{by} is positive", lt(0, by), shape)
         if len(by.terms) == 1:
             q, r = over.split(by)
-            if self.below(r, by) or self.holds(both(between(0, r, by), le(0, q)), shape):
+            if self.holds(le(0, q), shape) and (
+                self.below(r, by) or self.holds(between(0, r, by), shape)
+            ):
                 return q, r
             ((factors, times),) = by.terms
             unit = Poly.of({factors: 1})
@@ -392,7 +398,7 @@ class _Run:
                     return poly(Atom("quotient", args)), rest
                 r = over.split(by)[1]
             for coordinate, extent in self.piece.coordinates.items():
-                if r == poly(coordinate) and not extent.split(by)[1].terms:
+                if r == poly(coordinate) and extent != by and not extent.split(by)[1].terms:
                     raise Split(coordinate, by)
         args = (over, by)
         return poly(Atom("quotient", args)), poly(Atom("remainder", args))
@@ -480,6 +486,8 @@ class _Run:
         if not isinstance(pointer, Pointer) or not isinstance(offset, Poly):
             raise Unreadable("an address that is not followed")
         width = int(op.operands[1].type.element[1:])
+        if width < 32:
+            self.fits(offset, op.operands[1])
         return Pointer(pointer.tensor, (*pointer.offsets, (offset, width)))
 
     def _tt_load(self, op: Op) -> Known:
@@ -516,7 +524,7 @@ class _Run:
         start, end, step = map(self.exact, op.operands[:3])
         if not self.holds(lt(0, step)):
             raise Unreadable(f"a loop's step, {step}, is not known to be positive")
-        loop = Loop(Atom("symbol", (f"turn{next(self.numbers)}",)), start, end, step)
+        loop = Loop(Atom("symbol", (f"turn!{next(self.numbers)}",)), start, end, step)
         width = int(op.operands[1].type.element[1:])
         # the last turn's index and one step more
         self.demand(f"{end} + {step} fits {width} bits", lt(end + step, 1 << width - 1), ())
@@ -562,6 +570,7 @@ class _Run:
             self.values[r] = self.unknown(r)
 
 
+HINTS = {"tt.constancy", "tt.contiguity", "tt.divisibility"}
 _STRUCTURES = ("scf.for", "scf.if", "tt.reduce")
 _MEMORY = ("tt.atomic", "tt.descriptor", "tt.call", "tt.experimental", "ttg.", "ttng.")
 _HARMLESS = ("tt.assert", "tt.print")

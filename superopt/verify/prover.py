@@ -61,6 +61,9 @@ class _Name:
     def __call__(self, *_: Any, **__: Any) -> _Name:
         return self
 
+    def __bool__(self) -> bool:
+        raise Unreadable(f"the file asks whether {self.__name__} is so")
+
     def __or__(self, other: Any) -> _Name:
         return self
 
@@ -77,7 +80,7 @@ def load(path: Path) -> ModuleType:
     try:
         with patch.dict(sys.modules, modules):
             return _imported(path)
-    except Exception:  # the file computes with torch at its top level
+    except (Exception, Unreadable):  # the file computes with torch at its top level
         return _imported(path)
 
 

@@ -16,8 +16,11 @@ from typing import Any
 TARGET = ("cuda", 90, 32)  # Triton's IR hardly depends on it
 
 
-class Unreadable(Exception):
-    """The IR holds what this reader does not know; the message says what."""
+class Unreadable(BaseException):
+    """A kernel or its host code does what is not followed; the message says what.
+
+    No Exception: host code that catches those must not take it for an answer.
+    """
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Op:
     results: list[Value]
     attributes: dict[str, str]
     regions: list[Region] = field(default_factory=list)
+
+    def all_ops(self) -> Iterator[Op]:
+        """The operation and those in its regions."""
+        yield self
+        for region in self.regions:
+            for op in region.ops:
+                yield from op.all_ops()
 
     def number(self, attribute: str) -> int:
         """An integer attribute: `axis = 1 : i32` is 1."""
