@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 from superopt.emit.compile import CompileStats, compile_for
 from superopt.errors import SuperoptError
+from superopt.process import helper
 
 
 class Compiler:
@@ -39,7 +39,7 @@ class Compiler:
         return self._elsewhere({"source": source, "sizes": dict(sizes), "arch": arch})
 
     def _elsewhere(self, job: Mapping[str, object]) -> list[CompileStats]:
-        process = self.process or self._start()
+        process = self.process = self.process or helper("superopt.compiler", interpret=False)
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(job) + "\n")
@@ -48,20 +48,6 @@ class Compiler:
         if not line:
             raise SuperoptError(f"the process that compiles ended with code {process.wait()}")
         return [CompileStats(**{**s, "dots": tuple(s["dots"])}) for s in json.loads(line)]
-
-    def _start(self) -> subprocess.Popen[str]:
-        root = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "superopt.compiler"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            start_new_session=True,  # Ctrl-C is ours to handle
-            env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path},
-        )
-        return self.process
 
 
 def serve() -> None:

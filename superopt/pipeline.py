@@ -235,7 +235,7 @@ class Slower(Exception):
 
 
 def _settle(run: Run, helpers: Helpers) -> None:
-    helpers.proving.start()  # it loads torch while candidates are compiled
+    helpers.proving.start()  # it loads Triton while candidates are compiled
     run.left = list(run.outcome.candidates)
     while picked := choices(run.left, run.sizes):
         try:

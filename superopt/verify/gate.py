@@ -7,10 +7,8 @@ before triton is imported, and a kernel that crashes or hangs must not take the 
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -21,6 +19,7 @@ from typing import Any
 from superopt.errors import CheckFailed
 from superopt.mugraph.program import Program, Traced
 from superopt.mugraph.serialize import to_json
+from superopt.process import helper
 from superopt.verify.draws import sample_sizes
 
 SECONDS = 3.0  # about what a gate may take on one core, start of the process aside
@@ -96,18 +95,7 @@ class Worker:
         """Begin loading torch and triton (2 to 3 seconds), in the background."""
         if self.process is not None and self.process.poll() is None:
             return
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "superopt.verify.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            bufsize=1,
-            start_new_session=True,  # Ctrl-C is the search's to handle
-            env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path},
-        )
+        self.process = helper("superopt.verify.worker", interpret=True, errors=self.errors)
 
     def call(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """The result of one job. Raises TimeoutError after `timeout` seconds, WorkerDied."""

@@ -222,20 +222,19 @@ class Symbolic:
         return all_strides if d is None else all_strides[d]
 
     def is_contiguous(self) -> bool:
-        return self._decisions.answer(_flag("contiguous", self._store.name))
+        return self._decisions.answer(_contiguous(self._store))
 
     def new_empty(self, shape: Sequence[Any], dtype: Any = None) -> Symbolic:
-        return self._made(shape, self.dtype if dtype is None else dtype)
-
-    def _made(self, shape: Sequence[Any], dtype: Any) -> Symbolic:
+        dtype = self.dtype if dtype is None else dtype
         name = f"made!{sum(not t.is_input for t in self._path.tensors)}"
         store = Store(name, tuple(map(_poly, shape)), dtype)
         self._path.tensors.append(store)
         return Symbolic(store, self._decisions, self._path)
 
 
-def _flag(what: str, name: str) -> Cond:
-    return Cond("opaque", (what, name))
+def _contiguous(t: Store) -> Cond:
+    """That an input is so: an answer of its own, which says nothing of its strides."""
+    return Cond("opaque", ("contiguous", t.name))
 
 
 def contiguous(shape: Sequence[Poly]) -> tuple[Poly, ...]:
@@ -261,7 +260,7 @@ def accepted(module: ModuleType) -> tuple[list[Store], Cond]:
     for conditions in _answers(module._fits, inputs):
         facts = conjuncts(conditions)
         for t in inputs:
-            flag, span = _flag("contiguous", t.name), _span_is_small(t)
+            flag, span = _contiguous(t), _span_is_small(t)
             if span != TRUE and not {flag, span} & {*facts}:
                 large.add(t.name)
             facts = tuple(c for c in facts if c not in (flag, negation(flag), span, negation(span)))
@@ -350,10 +349,9 @@ def _solved(inputs: Sequence[Store], facts: Cond) -> tuple[list[Store], Cond]:
 def _solutions(c: Cond) -> Iterator[tuple[Atom, Poly]]:
     if c.op == "eq":
         for one, two in (c.args, c.args[::-1]):
-            if len(one.terms) == 1 and one.terms[0][1] == 1 and len(one.terms[0][0]) == 1:
-                (a,) = one.atoms
-                if a.kind == "symbol" and a not in two.atoms:
-                    yield a, two
+            a = one.atom
+            if a is not None and a.kind == "symbol" and a not in two.atoms:
+                yield a, two
 
 
 def _run(fn: Any, *arguments: Any, **options: Any) -> Any:

@@ -67,6 +67,12 @@ class Poly:
             return 0
         return self.terms[0][1] if len(self.terms) == 1 and not self.terms[0][0] else None
 
+    @property
+    def atom(self) -> Atom | None:
+        """The one atom that it is."""
+        alone = len(self.terms) == 1 and self.terms[0][1] == 1 and len(self.terms[0][0]) == 1
+        return self.terms[0][0][0] if alone else None
+
     @cached_property
     def atoms(self) -> frozenset[Atom]:
         return frozenset(a for m, _ in self.terms for a in m)
@@ -265,12 +271,10 @@ def _changed(a: Atom, change: Callable[[Atom], Poly | None]) -> Poly:
 
 def _few_values(p: Poly) -> int:
     """What a minimum with a small number is at most; 0 for other polynomials."""
-    if len(p.terms) == 1 and p.terms[0][1] == 1 and len(p.terms[0][0]) == 1:
-        (a,) = p.atoms
-        if a.kind == "minimum":
-            known = [x.number for x in a.args if x.number is not None]
-            return known[0] if known and 0 < known[0] <= FEW else 0
-    return 0
+    if p.atom is None or p.atom.kind != "minimum":
+        return 0
+    known = [x.number for x in p.atom.args if x.number is not None]
+    return known[0] if known and 0 < known[0] <= FEW else 0
 
 
 # -- Z3 ------------------------------------------------------------------------------------------

@@ -220,8 +220,7 @@ class _Run:
         x = self.values[v]
         if not isinstance(x, Poly):
             raise Unreadable("an operation on integers has an operand that is not followed")
-        single = len(x.terms) == 1 and x.terms[0][1] == 1 and len(x.terms[0][0]) == 1
-        fits = single and next(iter(x.atoms)).kind != "choice"  # whose arms may be anything
+        fits = x.atom is not None and x.atom.kind != "choice"  # whose arms may be anything
         if x.number is None and not fits:
             self.fits(x, v)
         return x

@@ -7,10 +7,8 @@ with it.
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from superopt.process import helper
 from superopt.verify.verdict import Obligation, Verdict
 
 SECONDS = 60.0
@@ -56,7 +55,7 @@ ASSUMES = (
 class Proving:
     """The process; use as a context manager. One kernel at a time: what is asked last is answered.
 
-    `start` it early, where there is something else to do: it loads torch and Triton.
+    `start` it early, where there is something else to do: it loads Triton and Z3.
     """
 
     def __init__(self) -> None:
@@ -71,17 +70,7 @@ class Proving:
 
     def start(self) -> subprocess.Popen[str]:
         if self.process is None:
-            root = str(Path(__file__).resolve().parents[2])
-            path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "superopt.verify.prover"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                bufsize=1,
-                start_new_session=True,  # Ctrl-C is the caller's to handle
-                env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path},
-            )
+            self.process = helper("superopt.verify.prover", interpret=False)
         return self.process
 
     def stop(self) -> None:
