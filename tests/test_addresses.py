@@ -42,7 +42,7 @@ def written(
 
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A product over a swizzled grid, and a maximum of its rows: two branches of one launch."""
+    """A product over a swizzled grid, and the maximum of rows: two launches."""
 
     def fn(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.tanh(x @ w), x.amax(1)
