@@ -16,9 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from superopt.mugraph.trace import trace
+from superopt.spec import load_specs
 from superopt.verify import Proving, SpecShape, replay
 from superopt.verify.certificate import SOLVERS
-from superopt.verify.folder import read_json
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LIMIT, TOTAL = 20.0, 600.0  # seconds
@@ -46,9 +47,10 @@ def main() -> int:
         )
         for name in names:
             folder = searched(name, options.out or Path(temporary))
-            ranges = SpecShape.from_json(read_json(folder / "report.json")["spec"]).ranges
+            (spec,) = load_specs(EXAMPLES / f"{name}.py")
             with Proving() as proving:
-                proving.ask(folder / "kernel.py", ranges)
+                ranges = SpecShape.of(spec).ranges
+                proving.ask(folder / "kernel.py", trace(spec).program, ranges)
                 proof = proving.result()
             seconds = []
             for solver in SOLVERS:
@@ -56,10 +58,10 @@ def main() -> int:
                 failed |= not all(r.passed for r in replay(folder, solver))
                 seconds.append(time.monotonic() - start)
             total += proof.seconds
-            failed |= proof.seconds > LIMIT or not proof.verdict.passed
-            row = (
-                f"{name:20}{proof.seconds:9.2f}{len(proof.obligations):8}  {proof.verdict.kind:10}"
-            )
+            failed |= proof.seconds > LIMIT or not proof.complete
+            claims = len(proof.addresses.obligations) + len(proof.values.obligations)
+            verdict = "proved" if proof.complete else "not proved"
+            row = f"{name:20}{proof.seconds:9.2f}{claims:8}  {verdict:10}"
             print(row + "".join(f"{s:9.2f}" for s in seconds), flush=True)
     print(f"{'all':20}{total:9.2f}")
     return int(failed or total > TOTAL)

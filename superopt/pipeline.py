@@ -273,9 +273,10 @@ def _try(run: Run, picked: Sequence[tuple[Sizes, Candidate]], helpers: Helpers) 
     if isinstance(source, Candidate):
         return source
     result, proof = _examined(run, drafts, source, helpers)
-    if proof is not None and proof.verdict.kind == "refused":
-        guilty = _at_fault(drafts, proof.verdict.witness)
-        _refuse(run, guilty, "proof", str(proof.verdict), proof.verdict.witness)
+    claimed = None if proof is None else proof.addresses.verdict
+    if claimed is not None and claimed.kind == "refused":
+        guilty = _at_fault(drafts, claimed.witness)
+        _refuse(run, guilty, "proof", f"addresses: {claimed}", claimed.witness)
         return guilty
     if not result.passed:
         guilty = _at_fault(drafts, result.witness.get("sizes", {}))
@@ -398,13 +399,14 @@ def describe_config(config: Config) -> str:
 def _examined(
     run: Run, picks: Sequence[Draft], source: str, helpers: Helpers
 ) -> tuple[GateResult, Proof | None]:
-    """What the gate says of a kernel.py, and the proof of its addresses, where it passes."""
+    """What the gate says of a kernel.py, and the proof of it, where it passes."""
     with tempfile.TemporaryDirectory(prefix="superopt-") as folder:
         path = Path(folder) / "kernel.py"
         path.write_text(source)
         limits = [dict(c.limits) for c in ordered_choices(picks)]
         sizes = gate_sizes(run.program, limits)
-        helpers.proving.ask(path, SpecShape.of(run.spec).ranges)  # beside the gate
+        ranges = SpecShape.of(run.spec).ranges
+        helpers.proving.ask(path, run.program, ranges)  # beside the gate
         with run.phase("gate"):
             seed = run.settings.seed
             found = gate(run.traced, path, worker=helpers.worker, sizes=sizes, seed=seed)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import emit_cases as cases
 import pytest
@@ -17,6 +18,7 @@ import z3
 from torch.export import Dim
 
 from superopt.emit import emit
+from superopt.mugraph.program import Program
 from superopt.mugraph.trace import trace
 from superopt.spec import Tensor, spec
 from superopt.verify import Proving
@@ -28,20 +30,25 @@ B, N = Dim("B", min=1, max=4096), Dim("N", min=1, max=65536)
 HALF = torch.float16
 
 
+class Kernel(NamedTuple):
+    path: Path
+    program: Program
+
+
 def written(
     fn: Callable, roles: dict[str, str], folder: Path, size: int, **tensors: Tensor
-) -> Path:
+) -> Kernel:
     """A kernel.py of a function."""
     traced = trace(spec(dtype=HALF, **tensors)(fn))
     g = cases.graph(traced.program, roles)
     sizes = {s.name: 64 for s in traced.program.symbols}
     path = folder / "kernel.py"
     path.write_text(emit(traced, [cases.choice(g, size, **sizes)], cases.NOTES))
-    return path
+    return Kernel(path, traced.program)
 
 
 @pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """A product over a swizzled grid, and the maximum of rows: two launches."""
 
     def fn(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +59,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """Sums of rows of any length, kept, and the rows over them."""
 
     def fn(x: torch.Tensor) -> torch.Tensor:
@@ -62,7 +69,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def picked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def picked(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     def fn(table: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         return table[i] * 2
 
@@ -71,7 +78,7 @@ def picked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def swizzled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swizzled(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """Blocks of rows in groups, both counts symbols: products of unknowns."""
 
     def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -82,7 +89,7 @@ def swizzled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """An output stored in two pieces, one of them read through a remainder."""
 
     def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -95,20 +102,21 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["gated", "rows", "swizzled", "joined"])
 def test_a_sound_kernel_is_proved(name: str, request: pytest.FixtureRequest) -> None:
     with Proving() as proving:
-        proving.ask(request.getfixturevalue(name), {})
+        proving.ask(*request.getfixturevalue(name), {})
         proof = proving.result()
-    assert str(proof.verdict) == "proved", proof.verdict.witness
-    assert {o.status for o in proof.obligations} == {"proved"}
+    for claims in (proof.addresses, proof.values):
+        assert str(claims.verdict) == "proved", claims.verdict.witness
+        assert {o.status for o in claims.obligations} == {"proved"}
 
 
-def test_indices_from_memory_need_their_range(picked: Path) -> None:
+def test_indices_from_memory_need_their_range(picked: Kernel) -> None:
     with Proving() as proving:
-        proving.ask(picked, {"i": (0, 50)})
-        assert proving.result().verdict.kind == "proved"
-        proving.ask(picked, {"i": (0, 51)})
-        refused = proving.result().verdict
-        proving.ask(picked, {})
-        undeclared = proving.result().verdict
+        proving.ask(*picked, {"i": (0, 50)})
+        assert proving.result().addresses.verdict.kind == "proved"
+        proving.ask(*picked, {"i": (0, 51)})
+        refused = proving.result().addresses.verdict
+        proving.ask(*picked, {})
+        undeclared = proving.result().addresses.verdict
     assert refused.kind == "refused"
     assert "load 1 of table is within bounds along dimension 0" in refused.reason
     assert 50 in refused.witness.values()
@@ -116,12 +124,12 @@ def test_indices_from_memory_need_their_range(picked: Path) -> None:
     assert undeclared.notes == ("1 assumed: of integers whose range the spec does not declare",)
 
 
-def test_a_proof_that_takes_too_long_is_a_timeout(gated: Path) -> None:
+def test_a_proof_that_takes_too_long_is_a_timeout(gated: Kernel) -> None:
     with Proving() as proving:
-        proving.ask(gated, {})
-        assert proving.result(seconds=0.0).verdict.kind == "timeout"
-        proving.ask(gated, {})  # a process of its own again
-        assert proving.result().verdict.kind == "proved"
+        proving.ask(*gated, {})
+        assert proving.result(seconds=0.0).addresses.verdict.kind == "timeout"
+        proving.ask(*gated, {})  # a process of its own again
+        assert proving.result().addresses.verdict.kind == "proved"
 
 
 EDITS = {
@@ -161,9 +169,9 @@ EDITS = {
 PROVE_ALL = """
 import json, sys
 from pathlib import Path
-from superopt.verify.prover import load, prove
+from superopt.verify.prover import addresses, load
 for path in sys.argv[1:]:
-    print(json.dumps(prove(load(Path(path)), {}).verdict.to_json()))
+    print(json.dumps(addresses(load(Path(path)), {}).verdict.to_json()))
 """
 
 
@@ -171,7 +179,7 @@ for path in sys.argv[1:]:
 def test_an_edited_kernel_is_not_proved(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    text = request.getfixturevalue(name).read_text()
+    text = request.getfixturevalue(name).path.read_text()
     files = []
     for n, (old, new) in enumerate(EDITS[name]):
         assert old in text, old

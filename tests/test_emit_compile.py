@@ -17,8 +17,8 @@ from torch.export import Dim
 
 from superopt.emit import emit
 from superopt.emit.compile import compile_for
-from superopt.emit.helpers import HELPERS, with_needed
 from superopt.errors import SuperoptError
+from superopt.mugraph.helpers import HELPERS, with_needed
 from superopt.mugraph.trace import trace
 from superopt.spec import Tensor, spec
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from superopt.emit.compile import load
-from superopt.emit.helpers import HELPERS, with_needed
+from superopt.mugraph.helpers import HELPERS, with_needed
 
 COUNT = 1 << 13
 SPECIAL = np.float32(

@@ -120,8 +120,8 @@ def report_problems(row: Row, report: dict) -> list[str]:
     best, roofline = report["best"], report["baselines"]["roofline"]
     most = row.time or (3.0 if best["time_us"] < SHORT_US else 1.5)
     problems = []
-    if best["verdict"].split()[0] not in ("tested", "probable", "proved"):
-        problems.append(f"verdict is {best['verdict']}")
+    if best["verdict"] != "proved":
+        problems.append(f"verdict is {best['verdict']}: {report['values']['text']}")
     if not report["gate"]["passed"]:
         problems.append(f"the gate {report['gate']['text']}")
     if report["addresses"]["kind"] != "proved":

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from superopt.emit.guards import REFUSE, SPAN, fits, signature_table
 from superopt.emit.guards import traced as traced_text
-from superopt.emit.helpers import HELPERS, with_needed
 from superopt.emit.kernels import KernelText, Options, write_kernel
 from superopt.emit.launch import Launcher, Variant, empty
 from superopt.emit.locals import Locals, indented
 from superopt.emit.names import identifier
 from superopt.emit.reference import reference_text
 from superopt.mugraph.expr import Tensor
+from superopt.mugraph.helpers import HELPERS, with_needed
 from superopt.mugraph.program import Choice, Config, Kernel, KernelGraph, Traced
 from superopt.mugraph.text import inline
 

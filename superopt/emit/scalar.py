@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from superopt.emit.code import Code, number, quote
-from superopt.emit.helpers import HELPERS
 from superopt.mugraph.dtypes import DTYPES, accumulator, is_float
 from superopt.mugraph.expr import Expr
+from superopt.mugraph.helpers import HELPERS
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.threads import core
 

@@ -114,7 +114,7 @@ def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
     nothing is claimed. Needs a process without TRITON_INTERPRET=1.
     """
     prover = Prover()
-    bounds = {name: (_extent(low), _extent(high)) for name, (low, high) in ranges.items()}
+    bounds = bounds_of(ranges)
     inputs, facts = accepted(module)
     strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
     found: dict[str, Obligation] = {}
@@ -124,6 +124,10 @@ def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
             kept = found.setdefault(obligation.text, obligation)
             found[obligation.text] = max(kept, obligation, key=lambda o: WORSE.index(o.status))
     return list(found.values())
+
+
+def bounds_of(ranges: Ranges) -> Bounds:
+    return {name: (_extent(low), _extent(high)) for name, (low, high) in ranges.items()}
 
 
 def _extent(text: int | str) -> Poly:

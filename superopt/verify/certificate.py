@@ -33,25 +33,23 @@ def replay(folder: Path, solver: str = "z3") -> list[CheckResult]:
     )  # fmt: skip
     return [
         CheckResult("kernel", same, text),
-        _asked(proof["addresses"]["obligations"], solver),
+        *(_asked(kind, proof[kind]["obligations"], solver) for kind in ("addresses", "values")),
     ]
 
 
-def _asked(obligations: Sequence[Mapping[str, Any]], solver: str) -> CheckResult:
+def _asked(kind: str, obligations: Sequence[Mapping[str, Any]], solver: str) -> CheckResult:
     proved = [o for o in obligations if o["status"] == "proved"]
     queries = [o for o in proved if o["smt"]]
     for o in obligations:
         if o["status"] not in ("proved", "assumed"):
-            return CheckResult("addresses", False, f"{o['status']}: {o['text']}")
+            return CheckResult(kind, False, f"{o['status']}: {o['text']}")
     for o in queries:
         answer = SOLVERS[solver](o["smt"])
         if answer != "unsat":
-            return CheckResult(
-                "addresses", False, f"{solver} says {answer}, not unsat: {o['text']}"
-            )
+            return CheckResult(kind, False, f"{solver} says {answer}, not unsat: {o['text']}")
     plain = len(proved) - len(queries)
     text = f"{solver} finds all {len(queries)} queries unsat; {plain} claims are of numbers alone"
-    return CheckResult("addresses", True, text)
+    return CheckResult(kind, True, text)
 
 
 def _z3(text: str) -> str:

@@ -145,7 +145,7 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
     limits = _limits(module, traced.program)
     with Worker() as worker, Proving() as proving:
         worker.start()
-        proving.ask(path / "kernel.py", shape.ranges)
+        proving.ask(path / "kernel.py", traced.program, shape.ranges)
         results += [_graph(traced.program, g, seed) for g in _graphs(path)]
 
         def check(sizes: list[dict[str, int]], full: bool) -> GateResult:
@@ -158,9 +158,10 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
         results.append(_gated("gate", check(gate_sizes(traced.program, limits), False)))
         small = gate_sizes(traced.program)[:3]
         results.append(_gated("every element written", check(small, True)))
-        verdict = proving.result().verdict
-        text = ", ".join(filter(None, [str(verdict), verdict.scope, *verdict.notes]))
-        results.append(CheckResult("addresses", verdict.passed, text, verdict.witness))
+        proof = proving.result()
+    for check_, claims in (("addresses", proof.addresses), ("values", proof.values)):
+        verdict = claims.verdict
+        results.append(CheckResult(check_, verdict.passed, str(claims), verdict.witness))
     return results
 
 

@@ -190,7 +190,7 @@ def both(*conditions: Cond) -> Cond:
     kept: dict[Cond, None] = {}
     for c in conditions:
         kept.update(dict.fromkeys(conjuncts(c)))
-    if FALSE in kept:
+    if FALSE in kept or any(c.op == "not" and set(conjuncts(c.args[0])) <= set(kept) for c in kept):
         return FALSE
     return next(iter(kept)) if len(kept) == 1 else Cond("and", tuple(kept))
 
@@ -201,15 +201,22 @@ def conjuncts(c: Cond) -> tuple[Cond, ...]:
 
 def either(*conditions: Cond) -> Cond:
     kept = [c for c in dict.fromkeys(conditions) if c != FALSE]
-    if TRUE in kept:
+    if TRUE in kept or any(negation(c) in kept for c in kept):
         return TRUE
     return kept[0] if len(kept) == 1 else Cond("or", tuple(kept))
 
 
 def negation(c: Cond) -> Cond:
-    if c in (TRUE, FALSE):
-        return FALSE if c == TRUE else TRUE
-    return c.args[0] if c.op == "not" else Cond("not", (c,))
+    match c.op:
+        case "not":
+            return c.args[0]  # type: ignore[no-any-return]
+        case "lt":
+            return le(c.args[1], c.args[0])
+        case "le":
+            return lt(c.args[1], c.args[0])
+        case "or":
+            return both(*map(negation, c.args))
+    return FALSE if c == TRUE else Cond("not", (c,))
 
 
 def between(low: Poly | int, x: Poly, high: Poly | int) -> Cond:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any, TypeVar
 
 from superopt.verify.integers import (
     FALSE,
@@ -32,6 +33,7 @@ from superopt.verify.integers import (
 )
 from superopt.verify.ttir import Op, Region, Unreadable, Value
 
+T = TypeVar("T")
 INT32 = 1 << 31
 Prove = Callable[[Sequence[Cond], Cond], bool]
 
@@ -153,15 +155,24 @@ def touched(
     `arguments`: a tensor's name for a pointer, a polynomial for an integer; `facts` hold of them.
     Raises Unreadable where the kernel does what is not followed.
     """
+
+    def run(piece: Piece) -> Touched:
+        made = Run(piece, facts, prove)
+        made.region(body, list(arguments))
+        return made.touched
+
+    return by_piece(programs, facts, prove, run)
+
+
+def by_piece(programs: Poly, facts: Cond, prove: Prove, run: Callable[[Piece], T]) -> list[T]:
+    """What `run` gives for each piece of a launch; it may raise Split or Cut, and is run again."""
     names = count()
     first = Atom("symbol", (f"pid!{next(names)}",))
     waiting, done = [Piece(poly(first), {first: programs})], []
     while waiting:
         piece = _without_single(waiting.pop())
         try:
-            run = _Run(piece, facts, prove)
-            run.region(body, list(arguments))
-            done.append(run.touched)
+            done.append(run(piece))
         except Split as s:
             extent = piece.coordinates.pop(s.coordinate)
             outer, inner = (Atom("symbol", (f"pid!{next(names)}",)) for _ in range(2))
@@ -190,7 +201,7 @@ def _without_single(piece: Piece) -> Piece:
 Known = Poly | Cond | Pointer | None  # None: a float, not followed
 
 
-class _Run:
+class Run:
     """One piece of a launch, operation by operation."""
 
     def __init__(self, piece: Piece, facts: Cond, prove: Prove) -> None:
@@ -198,7 +209,7 @@ class _Run:
         self.piece = piece
         self.given = both(facts, piece.facts)
         self.prove = prove
-        self.values: dict[Value, Known] = {}
+        self.values: dict[Value, Any] = {}  # Known, and what a subclass follows
         self.path = TRUE
         self.loops: tuple[Loop, ...] = ()
         self.numbers = count()
@@ -239,7 +250,7 @@ class _Run:
 
     # -- running ---------------------------------------------------------------------------------
 
-    def region(self, region: Region, arguments: Sequence[Poly | str | Known]) -> list[Value]:
+    def region(self, region: Region, arguments: Sequence[Any]) -> list[Value]:
         """Run a region; what its last operation yields. A branch may be empty."""
         for value, given in zip(region.args, arguments, strict=True):
             self.values[value] = Pointer(given) if isinstance(given, str) else given
@@ -281,7 +292,7 @@ class _Run:
 
     # -- shapes ----------------------------------------------------------------------------------
 
-    def _tt_splat(self, op: Op) -> Known:
+    def _tt_splat(self, op: Op) -> Any:
         return self.values[op.operands[0]]
 
     def _tt_broadcast(self, op: Op) -> Known:
@@ -310,7 +321,7 @@ class _Run:
         low, high = op.number("start"), op.number("end")
         return lane(0) + low if high - low > 1 else poly(low)
 
-    def _tt_bitcast(self, op: Op) -> Known:
+    def _tt_bitcast(self, op: Op) -> Any:
         one, two = op.operands[0].type, op.results[0].type
         if one.pointee == "i1" and two.pointee == "i8":
             return self.values[op.operands[0]]
@@ -570,7 +581,7 @@ class _Run:
 
 
 HINTS = {"tt.constancy", "tt.contiguity", "tt.divisibility"}
-_STRUCTURES = ("scf.for", "scf.if", "tt.reduce")
+_STRUCTURES = ("scf.for", "scf.if", "tt.reduce", "tt.call")
 _MEMORY = ("tt.atomic", "tt.descriptor", "tt.call", "tt.experimental", "ttg.", "ttng.")
 _HARMLESS = ("tt.assert", "tt.print")
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -15,29 +15,42 @@ from unittest.mock import patch
 
 import triton.language  # noqa: F401  before torch is something else
 
+from superopt.mugraph.program import Program
+from superopt.mugraph.serialize import from_json
 from superopt.verify.addresses import check_addresses
-from superopt.verify.proving import Proof
+from superopt.verify.equivalence import check_values
+from superopt.verify.proving import Claims, Proof
 from superopt.verify.ttir import Unreadable
-from superopt.verify.verdict import Verdict
+from superopt.verify.verdict import Obligation, Verdict
 
 
-def prove(module: ModuleType, ranges: Mapping[str, Sequence[int | str]]) -> Proof:
-    """What can be proved of a kernel.py's addresses. Needs a process without TRITON_INTERPRET=1."""
+def prove(module: ModuleType, program: Program, ranges: Mapping[str, Sequence[int | str]]) -> Proof:
+    """What can be proved of a kernel.py. Needs a process without TRITON_INTERPRET=1."""
+    values = _claims("values", lambda: check_values(module, program, ranges))
+    return Proof(addresses(module, ranges), values)
+
+
+def addresses(module: ModuleType, ranges: Mapping[str, Sequence[int | str]]) -> Claims:
+    """The part that needs no program."""
+    return _claims("addresses", lambda: check_addresses(module, ranges))
+
+
+def _claims(what: str, check: Callable[[], Sequence[Obligation]]) -> Claims:
     try:
-        obligations = tuple(check_addresses(module, ranges))
+        obligations = tuple(check())
     except Unreadable as error:
-        return Proof(Verdict("unknown", f"addresses: {error}"))
+        return Claims(Verdict("unknown", str(error)))
     for status, kind in (("refuted", "refused"), ("unknown", "unknown")):
         for o in obligations:
             if o.status == status:
-                witness = dict(o.counterexample)
-                return Proof(Verdict(kind, f"addresses: {o.text}", witness=witness), obligations)
+                return Claims(Verdict(kind, o.text, witness=dict(o.counterexample)), obligations)
     assumed = sum(o.status == "assumed" for o in obligations)
-    scope = f"{len(obligations) - assumed} claims on addresses"
+    claims = [o for o in obligations if not o.text.startswith("indices: ")]
+    scope = f"{len(claims) - assumed} claims on {what}"
     notes = (f"{assumed} assumed: of integers whose range the spec does not declare",) * bool(
         assumed
     )
-    return Proof(Verdict("proved", scope=scope, notes=notes), obligations)
+    return Claims(Verdict("proved", scope=scope, notes=notes), obligations)
 
 
 class _Name:
@@ -102,7 +115,7 @@ def serve() -> None:
         with TemporaryDirectory(prefix="superopt-") as folder:
             path = Path(folder) / "kernel.py"
             path.write_text(job["source"])
-            proof = prove(load(path), job["ranges"])
+            proof = prove(load(path), from_json(job["program"]), job["ranges"])
         answers.write(json.dumps(proof.to_json()) + "\n")
         answers.flush()
 

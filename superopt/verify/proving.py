@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from superopt.mugraph.program import Program
+from superopt.mugraph.serialize import to_json
 from superopt.process import helper
 from superopt.verify.verdict import Obligation, Verdict
 
@@ -23,8 +25,8 @@ SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What was claimed of a kernel's addresses, claim by claim, and the seconds it took.
+class Claims:
+    """Claims of one kind, and what became of them.
 
     The verdict is `proved` where all were; `refused` where one is false, with a counterexample;
     else `unknown` or `timeout`.
@@ -32,14 +34,41 @@ class Proof:
 
     verdict: Verdict
     obligations: tuple[Obligation, ...] = ()
-    seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict.to_json(),
+            "obligations": [asdict(o) for o in self.obligations],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Claims:
+        obligations = tuple(Obligation(**o) for o in data["obligations"])
+        return cls(Verdict.from_json(data["verdict"]), obligations)
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, [str(self.verdict), self.verdict.scope, *self.verdict.notes]))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was claimed of a kernel's addresses and of its values, and the seconds that took."""
+
+    addresses: Claims
+    values: Claims
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the kernel is proved to compute its spec."""
+        return self.addresses.verdict.passed and self.values.verdict.passed
+
+    def to_json(self) -> dict[str, Any]:
+        return {
             "seconds": round(self.seconds, 3),
             "assumes": list(ASSUMES),
-            "obligations": [asdict(o) for o in self.obligations],
+            "addresses": self.addresses.to_json(),
+            "values": self.values.to_json(),
         }
 
 
@@ -49,6 +78,10 @@ ASSUMES = (
     "Triton's IR is what runs: what the compiler makes of it is not looked at",
     "an offset is the number whose digits, in the mixed radix of the extents, are its indices",
     "the quotients and remainders of a range by a divisor of its length are all pairs, once each",
+    "of values: all are real numbers, infinities only where a mask puts them; no divisor is 0, no "
+    "root's or logarithm's argument negative, no maximum or minimum is over nothing",
+    "of values: constants that differ by less than 2^-21 of themselves are one, rounded",
+    "of values: functions that Triton lacks are what the emitter's own text of them computes",
 )
 
 
@@ -79,16 +112,22 @@ class Proving:
             self.process.communicate()
         self.process = self.asked = None
 
-    def ask(self, kernel: Path, ranges: Mapping[str, Sequence[int | str]]) -> None:
+    def ask(
+        self, kernel: Path, program: Program, ranges: Mapping[str, Sequence[int | str]]
+    ) -> None:
         """Begin with a kernel.py. It is read before long, but may be gone when `result` is called.
 
-        `ranges`: the least and first too large value of integer tensors, as their spec declares
-        them: ints, or texts such as "B" and "2*B+1".
+        `program`: what it must compute. `ranges`: the least and first too large value of integer
+        tensors, as their spec declares them: ints, or texts such as "B" and "2*B+1".
         """
         if self.asked is not None:
             self.stop()
         self.asked = time.monotonic()
-        job = {"source": kernel.read_text(), "ranges": {n: list(r) for n, r in ranges.items()}}
+        job = {
+            "source": kernel.read_text(),
+            "program": to_json(program),
+            "ranges": {n: list(r) for n, r in ranges.items()},
+        }
         stream = self.start().stdin
         assert stream is not None
         with suppress(BrokenPipeError):  # it has ended: `result` says so
@@ -102,13 +141,17 @@ class Proving:
         left = self.asked + seconds - time.monotonic()
         if not select.select([self.process.stdout], [], [], max(left, 0.1))[0]:
             self.stop()
-            return Proof(Verdict("timeout", f"addresses: not decided in {seconds:.0f} s"))
+            return _failed(Verdict("timeout", f"not decided in {seconds:.0f} s"))
         line = self.process.stdout.readline()
         spent, self.asked = time.monotonic() - self.asked, None
         if not line:
             code = self.process.wait()
             self.stop()
-            return Proof(Verdict("unknown", f"addresses: the proof's process ended with {code}"))
+            return _failed(Verdict("unknown", f"the proof's process ended with {code}"))
         answer = json.loads(line)
-        obligations = tuple(Obligation(**o) for o in answer["obligations"])
-        return Proof(Verdict.from_json(answer["verdict"]), obligations, spent)
+        addresses, values = (Claims.from_json(answer[k]) for k in ("addresses", "values"))
+        return Proof(addresses, values, spent)
+
+
+def _failed(verdict: Verdict) -> Proof:
+    return Proof(Claims(verdict), Claims(verdict))

@@ -79,7 +79,17 @@ def read(kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any]
     return parse(generic_text(kernel, signature, constants))
 
 
-def generic_text(kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any]) -> str:
+def read_calls(
+    kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any]
+) -> tuple[Region, dict[str, Region]]:
+    """The same before Triton has put functions in place of their calls; and those, by name."""
+    found = functions(generic_text(kernel, signature, constants, inline=False))
+    return found[kernel.__name__], found
+
+
+def generic_text(
+    kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], inline: bool = True
+) -> str:
     """Triton's IR in generic form. Needs a process without TRITON_INTERPRET=1."""
     from triton._C.libtriton import ir
     from triton.backends.compiler import GPUTarget
@@ -97,7 +107,8 @@ def generic_text(kernel: Any, signature: Mapping[str, str], constants: Mapping[s
     try:
         codegen = backend.get_codegen_implementation(options)
         module = source.make_ir(target, options, codegen, backend.get_module_map(), context)
-        module = backend.make_ttir(module, {}, options, TARGET[1])
+        if inline:
+            module = backend.make_ttir(module, {}, options, TARGET[1])
     except Exception as error:  # Triton's own errors have no base class
         raise Unreadable(f"Triton refuses it: {type(error).__name__}: {error}") from error
     # an attribute without a dialect makes the printer fall back to the generic form
@@ -115,16 +126,22 @@ _TOKEN = re.compile(
 
 def parse(text: str) -> Region:
     """The body of the one function of a module in generic form."""
+    found = functions(text)
+    if len(found) != 1:
+        raise Unreadable(f"{len(found)} functions; calls are not followed")
+    return next(iter(found.values()))
+
+
+def functions(text: str) -> dict[str, Region]:
+    """The bodies of a module's functions by name."""
     module = _Parser(text).operation()
-    functions = [op for op in module.regions[0].ops if op.name == "tt.func"]
-    if len(functions) != 1:
-        raise Unreadable(f"{len(functions)} functions; calls are not followed")
-    return functions[0].regions[0]
+    own = [op for op in module.regions[0].ops if op.name == "tt.func"]
+    return {op.attributes["sym_name"].strip('"'): op.regions[0] for op in own}
 
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
+        self.text, self.at = re.sub(r"(\^\w+:)\s*//.*", r"\1", text), 0
         self.values: dict[str, Value] = {}
 
     # -- tokens ---------------------------------------------------------------------------------
@@ -230,12 +247,17 @@ class _Parser:
                     args.append(self.values[name])
                     self.skip(",")
             self.take(":")
-        ops = []
+        ops: list[Op] = []
+        kept = ops
         while not self.skip("}"):
             if self.peek().startswith("^"):
-                raise Unreadable("control flow between blocks")
+                if not kept or kept[-1].name != "tt.return":
+                    raise Unreadable("control flow between blocks")
+                self.take()  # no way leads from the first block, which returns, to this one
+                self.take(":")
+                ops = []
             ops.append(self.operation())
-        return Region(args, ops)
+        return Region(args, kept)
 
     def _result_types(self) -> list[Type]:
         if not self.skip("("):

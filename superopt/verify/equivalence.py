@@ -1,0 +1,697 @@
+"""That an emitted kernel computes its spec: for every size and configuration, over the reals.
+
+The kernel's values (`lift`) and the spec's (`values`) are brought to one normal form (`reals`)
+under what is known where an element is stored. What that takes of integers, that two conditions
+hold for the same indices, that an index lies in a range, is asked of Z3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from superopt.mugraph.program import Program
+from superopt.verify.addresses import TYPES, Prover, Ranges, _views, bounds_of, indices
+from superopt.verify.host import LaunchOf, Path, Store, accepted, paths
+from superopt.verify.integers import (
+    FALSE,
+    TRUE,
+    Atom,
+    Cond,
+    Poly,
+    atoms_of,
+    between,
+    both,
+    conjuncts,
+    either,
+    eq,
+    le,
+    lt,
+    mapped,
+    negation,
+    poly,
+    symbol,
+)
+from superopt.verify.lift import Claim, Filled, Lift, Lifted, Written, rows_by_helper
+from superopt.verify.programs import Piece, by_piece
+from superopt.verify.reals import (
+    NEARLY,
+    REDUCTIONS,
+    Change,
+    Factor,
+    Real,
+    changed,
+    compares,
+    cond_changed,
+    exponential,
+    extreme,
+    factors_in,
+    function,
+    logarithm,
+    names_of,
+    over,
+    positive,
+    power,
+    real,
+    truth,
+    zero,
+)
+from superopt.verify.ttir import Unreadable, read_calls
+from superopt.verify.values import Value, spec_values
+from superopt.verify.verdict import Obligation
+
+MOST_CASES = 6  # conditions that are taken one way, then the other
+
+
+@dataclass
+class Forms:
+    """Normal forms under conditions; Z3 says which conditions follow."""
+
+    prover: Prover
+    constants: list[Fraction] = field(default_factory=list)
+    known: dict[tuple[str, Cond], Real] = field(default_factory=dict)
+    asked: dict[tuple[Cond, Cond], bool] = field(default_factory=dict)
+
+    def follows(self, facts: Cond, c: Cond) -> bool:
+        if c == TRUE or set(conjuncts(c)) <= set(conjuncts(facts)):
+            return True
+        if (facts, c) not in self.asked:
+            self.asked[facts, c] = self.prover.follows([facts], c)
+        return self.asked[facts, c]
+
+    def used(self) -> Iterator[Obligation]:
+        """What was asked of indices, and follows."""
+        for (facts, c), yes in self.asked.items():
+            if yes:
+                smt = self.prover.cache[facts, c].smt
+                yield Obligation(f"indices: {c}", "proved", smt=smt)
+
+    def snapped(self, c: Fraction) -> Fraction:
+        """A constant as it was first seen: those of a kernel are rounded."""
+        if c in (0, 1, -1):
+            return c
+        for k in self.constants:
+            if abs(c - k) <= NEARLY * abs(k):
+                return k
+        self.constants.append(c)
+        return c
+
+    # -- one value -------------------------------------------------------------------------------
+
+    def tidy(self, x: Real, facts: Cond) -> Real:
+        """The value with what follows from the facts: conditions decided, domains simplified."""
+        result = real(0)
+        for p, c in x.terms:
+            term = real(self.snapped(c))
+            for f, e in p:
+                if f.kind == "power":
+                    term = term * power(self.tidy(f.args[0], facts), e)
+                else:
+                    term = term * power(self.factor(f, facts), self.snapped(e))
+            result = result + term
+        return self.joined(self.rounded(result), facts)
+
+    def rounded(self, x: Real) -> Real:
+        """The value with its constants as they were first seen."""
+        terms: dict[Any, Fraction] = {}
+        for p, c in x.terms:
+            own = tuple(
+                (Factor("power", (self.rounded(f.args[0]),)) if f.kind == "power" else f, e)
+                for f, e in p
+            )
+            own = tuple(sorted(own, key=lambda t: t[0].key))
+            terms[own] = terms.get(own, Fraction(0)) + self.snapped(c)
+        return Real.of(terms)
+
+    def factor(self, f: Factor, facts: Cond) -> Real:
+        key = (f.key, facts)
+        if key not in self.known:
+            self.known[key] = self._factor(f, facts)
+        return self.known[key]
+
+    def _factor(self, f: Factor, facts: Cond) -> Real:
+        match f.kind:
+            case "load" | "state":
+                at = tuple(self.index(i, facts) for i in f.args[1])
+                return real(Factor(f.kind, (f.args[0], at)))
+            case "integer":
+                return real(self.index(f.args[0], facts))
+            case "truth":
+                return self.truth(f.args[0], facts)
+            case "exp":
+                return exponential(self.tidy(f.args[0], facts))
+            case "log":
+                return logarithm(self.tidy(f.args[0], facts))
+            case "maximum" | "minimum":
+                found = extreme(f.kind, *(self.tidy(a, facts) for a in f.args))
+                return changed(found, {}, lambda g: self.united_factor(g, facts))
+        if f.kind in REDUCTIONS:
+            names, domain, body = f.args
+            body = self.tidy(body, both(facts, domain))
+            split = _unjoined(names, domain, body)
+            if split is not None:
+                return self.tidy(over(f.kind, *split), facts)
+            names, domain, body = self.fused(
+                list(names), self.condition(domain, facts), body, facts
+            )
+            names, domain, body = shifted(names, self.domain(domain, names, facts), body)
+            if domain == FALSE and f.kind == "sum":
+                return real(0)
+            for n in names:  # a single index
+                alone = both(*(eq(symbol(n), 0),))
+                first = cond_changed(domain, {Atom("symbol", (n,)): poly(0)})
+                if self.follows(both(facts, domain), alone) and self.follows(
+                    both(facts, domain), first
+                ):
+                    body = changed(body, {Atom("symbol", (n,)): poly(0)})
+                    left = [m for m in names if m != n]
+                    if left:
+                        return self.tidy(over(f.kind, left, first, body), facts)
+                    return (
+                        self.tidy(body, facts)
+                        if self.follows(facts, first)
+                        else over(f.kind, names, domain, body)
+                    )
+            counted = self.count(names, domain, facts) if f.kind == "sum" else None
+            if counted is not None and body == real(1):
+                return counted
+            return over(f.kind, names, domain, body)
+        return function(f.kind, *(self.tidy(a, facts) for a in f.args))
+
+    def united_factor(self, f: Factor, facts: Cond) -> Real | None:
+        """A maximum over a disjunction, as two maxima made it, over what that comes to."""
+        if f.kind not in REDUCTIONS or f.args[1].op != "or":
+            return None
+        names, domain, body = f.args
+        return over(f.kind, names, self.domain(domain, names, facts), body)
+
+    def truth(self, c: Cond, facts: Cond) -> Real:
+        c = self.condition(c, facts)
+        if compares(c):
+            return truth(c)
+        if self.follows(facts, c):
+            return real(1)
+        return real(0) if self.follows(facts, negation(c)) else truth(c)
+
+    def condition(self, c: Cond, facts: Cond) -> Cond:
+        """The condition with simpler indices, and normal forms of the values it compares."""
+        if not compares(c):
+            return mapped(c, lambda a: self.divided(a, facts))  # type: ignore[no-any-return]
+        match c.op:
+            case "and":
+                plain = both(facts, *(a for a in c.args if not compares(a)))
+                return both(*(self.condition(a, plain) for a in c.args))
+            case "or":
+                return either(*(self.condition(a, facts) for a in c.args))
+            case "not":
+                return negation(self.condition(c.args[0], facts))
+        return {"positive": positive, "zero": zero}[c.op](self.tidy(c.args[0], facts))
+
+    def index(self, p: Poly, facts: Cond) -> Poly:
+        while True:
+            new = mapped(p, lambda a: self.divided(a, facts))
+            if new == p:
+                return p
+            p = new
+
+    def divided(self, a: Atom, facts: Cond) -> Poly | None:
+        """A quotient or remainder of q * d + r for 0 <= r < d, of what is not negative."""
+        if a.kind == "choice":
+            c, one, two = a.args
+            if compares(c):
+                return None
+            return one if self.follows(facts, c) else (
+                two if self.follows(facts, negation(c)) else None
+            )  # fmt: skip
+        if a.kind not in ("quotient", "remainder") or len(a.args[1].terms) != 1:
+            return None
+        whole, by = a.args
+        q: Poly
+        r: Poly
+        q, r = whole.split(by)
+        if q == poly(0) and r.atom is not None and r.atom.kind == "quotient":
+            return None
+        if by.number is not None and r.terms:  # 3 * 64 + x is 64 * 3 + x, and 70 is 64 + 6
+            constant = dict(r.terms).get((), 0)
+            q, r = q + constant // by.number, r - constant // by.number * by.number
+        if self.follows(facts, both(le(0, q), between(0, r, by))):
+            return q if a.kind == "quotient" else r
+        if q == poly(0) and self.follows(facts, both(le(r, 0), lt(-r, by))):
+            return q if a.kind == "quotient" else r  # towards 0, as C does
+        return None
+
+    # -- reductions ------------------------------------------------------------------------------
+
+    def domain(self, c: Cond, names: Sequence[str], facts: Cond) -> Cond:
+        """The condition in few parts, none of which follows from the others."""
+        if c.op == "or":
+            c = self.united(c, facts)
+        parts = [self.multiplied(p, both(facts, c)) for p in conjuncts(c)]
+        for part in list(parts):
+            for n in names:
+                rest = both(facts, *(p for p in parts if p != part))
+                for simpler in _simpler(part, n):
+                    if self.follows(both(rest, part), simpler) and self.follows(
+                        both(rest, simpler), part
+                    ):
+                        parts[parts.index(part)] = simpler
+                        break
+                else:
+                    continue
+                break
+        for part in sorted(parts, key=lambda p: -len(str(p))):
+            others = [p for p in parts if p != part]
+            if self.follows(both(facts, *others), part):
+                parts = others
+        if self.follows(both(facts, *parts), FALSE):
+            return FALSE
+        return both(*sorted(parts, key=str))
+
+    def count(self, names: Sequence[str], domain: Cond, facts: Cond) -> Real | None:
+        """How many values of one name there are from a least one up to a limit."""
+        own = symbol(names[0])
+        low = [c.args[0] for c in conjuncts(domain) if c.op == "le" and c.args[1] == own]
+        high = [c.args[1] for c in conjuncts(domain) if c.op == "lt" and c.args[0] == own]
+        if len(names) > 1 or len(low) != 1 or len(high) != 1 or len(conjuncts(domain)) > 2:
+            return None
+        return real(high[0] - low[0]) if self.follows(facts, le(low[0], high[0])) else None
+
+    def multiplied(self, c: Cond, facts: Cond) -> Cond:
+        """i / n < k as i < k * n, and k <= i / n as k * n <= i: for i >= 0 and n > 0."""
+        for q, k in (c.args, c.args[::-1]) if c.op in ("lt", "le") else ():
+            a = q.atom
+            if (c.op == "lt") != (q is c.args[0]) or a is None or a.kind != "quotient":
+                continue
+            whole, by = a.args
+            if self.follows(facts, both(le(0, whole), lt(0, by))):
+                return lt(whole, k * by) if c.op == "lt" else le(k * by, whole)
+        return c
+
+    def fused(
+        self, names: list[str], domain: Cond, body: Real, facts: Cond
+    ) -> tuple[list[str], Cond, Real]:
+        """Two indices as one: turn * 64 + lane, for all 0 <= lane < 64 and 0 <= turn."""
+        for way in _fusions(names, conjuncts(domain)):
+            made = changed(body, way.change)
+            if way.mark not in made.key and self.follows(facts, lt(0, way.limit)):
+                left = [n for n in names if n != way.gone]
+                domain = self.domain(self.condition(both(*way.kept), facts), left, facts)
+                return self.fused(left, domain, made, facts)
+        return names, domain, body
+
+    def united(self, c: Cond, facts: Cond) -> Cond:
+        """A disjunction as a conjunction of what all its parts have in common, where that is it."""
+        shared = [
+            p for p in dict.fromkeys(q for part in c.args for q in conjuncts(part))
+            if all(self.follows(both(facts, part), p) for part in c.args)
+        ]  # fmt: skip
+        same = self.follows(both(facts, *shared), c)
+        return both(*shared) if same else c
+
+    def joined(self, x: Real, facts: Cond) -> Real:
+        """Sums of one body over domains that do not meet, as one."""
+        groups: dict[tuple[Any, ...], list[tuple[Any, Cond]]] = {}
+        for p, c in x.terms:
+            for f, e in p:
+                if f.kind == "sum" and e == 1:
+                    rest = tuple(t for t in p if t[0] != f)
+                    names, domain, body = f.args
+                    groups.setdefault((rest, c, names, body.key), []).append((f, domain))
+        for (rest, c, names, _), members in groups.items():
+            if len(members) < 2:
+                continue
+            (one, d1), (two, d2) = members[:2]
+            if not self.follows(both(facts, d1, d2), FALSE):
+                continue
+            body = one.args[2]
+            domain = self.domain(either(d1, d2), names, facts)
+            outside = Real(((rest, c),))
+            left = x - outside * real(one) - outside * real(two)
+            return self.joined(left + outside * over("sum", list(names), domain, body), facts)
+        return x
+
+    # -- two values ------------------------------------------------------------------------------
+
+    def equal(self, one: Real, two: Real, facts: Cond, cases: int = 0) -> bool:
+        """Whether two values are equal wherever the facts hold; denominators are not 0."""
+        if self.follows(facts, FALSE):
+            return True
+        zeros = {
+            a: poly(0)
+            for a in sorted(atoms_of(facts), key=str)
+            if a.kind == "symbol" and a.args[0].endswith("]") and "!" in a.args[0]
+            and self.follows(facts, eq(poly(a), 0))
+        }  # fmt: skip
+        two = self.tidy(changed(two, zeros), facts)
+        one = self.tidy(changed(one, zeros), facts)
+        difference = self.joined(one - two, facts)
+        if difference == real(0) or _whole(difference) == real(0):
+            return True
+        for c in sorted(_conditions(difference), key=lambda c: (len(str(c)), str(c))):
+            if cases < MOST_CASES:
+                ways = (c, negation(c))
+                return all(self.equal(one, two, both(facts, way), cases + 1) for way in ways)
+        return False
+
+
+def _conditions(x: Real) -> set[Cond]:
+    """Conditions on indices, of no bound ones, by which the value is one or another."""
+    found = {f.args[0] for f in factors_in([x]) if f.kind == "truth"}
+    for f in factors_in([x]):
+        if f.kind in ("load", "integer"):
+            own = f.args[1] if f.kind == "load" else f.args
+            found |= {a.args[0] for a in atoms_of(own) if a.kind == "choice"}
+    free = {c for c in found if not compares(c)}
+    return {c for c in free if not any(n.startswith("#") for n in names_of(c))}
+
+
+def _whole(x: Real) -> Real:
+    """The value times what its terms are divided by."""
+    least: dict[Factor, Fraction] = {}
+    for p, _ in x.terms:
+        for f, e in p:
+            if e < 0:
+                least[f] = min(least.get(f, Fraction(0)), e)
+    for f, e in least.items():
+        times = -(e.__floor__())
+        result = real(0)
+        for p, c in x.terms:
+            powers = dict(p)
+            own = powers.pop(f, Fraction(0)) + times
+            rest = Real(((tuple(sorted(powers.items(), key=lambda t: t[0].key)), c),))
+            base = f.args[0] if f.kind == "power" else real(f)
+            result = result + rest * power(base, own)
+        x = result
+    return x
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A bound index that others determine: what it is, and the conditions that are left.
+
+    Right where `limit` is positive; of use where `mark` is not in the body then.
+    """
+
+    gone: str
+    limit: Poly
+    change: Change
+    kept: tuple[Cond, ...]
+    mark: str
+
+
+def _fusions(names: Sequence[str], parts: Sequence[Cond]) -> Iterator[Fusion]:
+    for n in names:
+        own, atom = symbol(n), Atom("symbol", (n,))
+        if le(0, own) not in parts or len(names) < 2:
+            continue
+        for c in parts:  # 0 <= i - n * limit < limit: n is i / limit
+            if c.op != "lt" or le(0, c.args[0]) not in parts or c.args[0] == own:
+                continue
+            away, limit = c.args
+            whole = away + own * limit
+            if n not in names_of((whole, limit)):
+                quotient = poly(Atom("quotient", (whole, limit)))
+                change = {atom: quotient}
+                rest = [p for p in parts if p not in (c, le(0, away), le(0, own))]
+                kept = (le(0, whole), *(cond_changed(p, change) for p in rest))
+                yield Fusion(n, limit, change, kept, "no mark")
+        for inner in names:  # 0 <= inner < limit: n * limit + inner is one index
+            low, lane_ = le(0, symbol(inner)), symbol(inner)
+            for c in parts if inner != n and low in parts else ():
+                if c.op != "lt" or c.args[0] != lane_ or names_of(c.args[1]) & {*names}:
+                    continue
+                limit = c.args[1]
+                quotient = poly(Atom("quotient", (lane_, limit)))
+                both_ = {atom: quotient, Atom("symbol", (inner,)): lane_ - quotient * limit}
+                rest = [p for p in parts if p not in (low, c, le(0, own))]
+                kept = (low, *(cond_changed(p, both_) for p in rest))
+                yield Fusion(n, limit, both_, kept, f"quotient({inner}")
+
+
+def _unjoined(
+    names: Sequence[str], domain: Cond, body: Real
+) -> tuple[list[str], Cond, Real] | None:
+    """An index that is divided, as quotient and remainder by what divides it."""
+    for f in sorted(factors_in([body]), key=lambda f: f.key):
+        for a in atoms_of(f.args[1]) if f.kind == "load" else ():
+            by = a.args[1].number if a.kind in ("quotient", "remainder") else None
+            own = a.args[0].atom if by else None
+            if (
+                by is None
+                or own is None
+                or own.key not in names
+                or le(0, poly(own)) not in (conjuncts(domain))
+            ):
+                continue
+            high, low = f"{own.key}/{by}", f"{own.key}%{by}"
+            change = {own: symbol(high) * by + symbol(low)}
+            within = both(le(0, symbol(high)), between(0, symbol(low), by))
+            left = [n for n in names if n != own.key]
+            parts = both(within, *(p for p in conjuncts(cond_changed(domain, change))))
+            return [*left, high, low], parts, changed(body, change)
+    return None
+
+
+def shifted(names: list[str], domain: Cond, body: Real) -> tuple[list[str], Cond, Real]:
+    """Bound indices such that memory is read at them, not so far from them."""
+    for n in names:
+        own = Atom("symbol", (n,))
+        away: dict[Poly, None] = {}
+        for f in sorted(factors_in([body]), key=lambda f: f.key):
+            for i in f.args[1] if f.kind == "load" else ():
+                rest = i - poly(own)
+                if own in i.atoms and own not in rest.atoms and not names_of(rest) & {*names}:
+                    away[rest] = None
+        if not away or poly(0) in away:
+            continue
+        ways = [{own: poly(own) - rest} for rest in away]
+        way = min(ways, key=lambda w: changed(body, w).key)
+        domain, body = cond_changed(domain, way), changed(body, way)
+    return names, domain, body
+
+
+def _simpler(c: Cond, name: str) -> list[Cond]:
+    """What a condition may come to, where others hold."""
+    if c.op == "not" and c.args[0].op == "and":
+        return [negation(p) for p in c.args[0].args if name in names_of(p)]
+    found = _without_quotient(c, name)
+    return [] if found is None else [found]
+
+
+def _without_quotient(c: Cond, name: str) -> Cond | None:
+    """lt(a + c * (n / c), b) as lt(a + n, b), lt(n / c, b) as lt(n, c * b), lt(a + c * n, 8) as
+    lt(n, 8 / c): the same where what they leave out makes no difference.
+    """
+    if c.op not in ("lt", "le"):
+        return None
+    one, two = c.args
+    own, most = symbol(name), two.number
+    (atom,) = own.atoms
+    times = dict(one.terms).get((atom,), 0)
+    if c.op == "lt" and most is not None and times > 1:
+        return lt(own, -(-most // times))
+    divided = [
+        a for a in one.atoms if a.kind == "quotient" and a.args[0] == own and a.args[1].number
+    ]  # fmt: skip
+    if len(divided) != 1 or name in names_of(two):
+        return None
+    (quotient,) = divided
+    times, by = dict(one.terms).get((quotient,), 0), quotient.args[1].number
+    rest = one - poly(quotient) * times
+    if name in names_of(rest) or times not in (1, by):
+        return None
+    scale = by // times
+    return {"lt": lt, "le": le}[c.op](rest * scale + own, two * scale)
+
+
+# -- the whole file ------------------------------------------------------------------------------
+
+
+def check_values(module: ModuleType, program: Program, ranges: Ranges) -> list[Obligation]:
+    """That a kernel.py's outputs are the program's, for each way through its host code."""
+    prover = Prover()
+    bounds = bounds_of(ranges)
+    inputs, facts = accepted(module)
+    strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
+    wanted = spec_values(program.stores)
+    rows = rows_by_helper(module)
+    found: dict[str, Obligation] = {}
+    forms: list[Forms] = []
+    for path in paths(module, inputs, both(facts, strides), prover.decided):
+        given = both(facts, strides, path.conditions)
+        forms.append(Forms(prover))
+        check = PathValues(forms[-1], path, given, bounds, rows)
+        for obligation in check.run([(t.name, wanted[t.name]) for t in program.outputs]):
+            kept = found.setdefault(obligation.text, obligation)
+            if kept.status == "proved":
+                found[obligation.text] = obligation
+    used = {o.smt: o for f in forms for o in f.used()}
+    return [*found.values(), *used.values()]
+
+
+class PathValues:
+    """One way through the host code."""
+
+    def __init__(
+        self, forms: Forms, path: Path, given: Cond, bounds: Any, rows: Mapping[str, str]
+    ) -> None:
+        self.forms, self.path, self.given, self.bounds, self.rows = forms, path, given, bounds, rows
+        self.tensors = {t.name: t for t in path.tensors}
+        self.filled: dict[str, Filled] = {}
+        inputs = ", ".join(map(str, conjuncts(path.conditions)))
+        self.where = f" where {inputs}" if path.conditions != TRUE else ""
+
+    def run(self, outputs: Sequence[tuple[str, tuple[tuple[str, ...], Value]]]) -> list[Obligation]:
+        wanted = dict(zip((t.name for t in self.path.returned), outputs, strict=True))
+        found = []
+        for launch in self.path.launches:
+            for lifted in self.lifted(launch):
+                for claim in lifted.claims:
+                    found.append(self.claim(launch, claim))
+                for written in lifted.stores:
+                    own = wanted.get(written.access.tensor)
+                    found += self.stored(launch, lifted, written, own)
+        return found
+
+    def lifted(self, launch: LaunchOf) -> list[Lifted]:
+        constants = dict(launch.constants)
+        signature = {n: "constexpr" if n in constants else "i32" for n in launch.kernel.arg_names}
+        arguments: list[Poly | str] = []
+        for n, x in launch.arguments.items():
+            if isinstance(x, Store):
+                signature[n] = TYPES[str(x.dtype).removeprefix("torch.")]
+                arguments.append(x.name)
+            else:
+                arguments.append(x)
+        body, functions = read_calls(launch.kernel, signature, constants)
+
+        def follows(given: Sequence[Cond], claim: Cond) -> bool:
+            return self.forms.prover.follows([*given], claim)
+
+        def run(piece: Piece) -> Lifted:
+            made = Lift(piece, self.given, follows, self.tensors, self.filled, functions, self.rows)
+            made.region(body, list(arguments))
+            made.lifted.given = made.given
+            return made.lifted
+
+        return by_piece(launch.programs, self.given, follows, run)
+
+    def claim(self, launch: LaunchOf, claim: Claim) -> Obligation:
+        facts = both(claim.given)
+        ok = self.equal(claim.one, claim.two, facts)
+        text = f"{launch.kernel.__name__}: {claim.text}{self.where}"
+        return Obligation(text, "proved" if ok else "unknown")
+
+    def equal(self, one: Value, two: Value, facts: Cond) -> bool:
+        try:
+            return self.forms.equal(one.finite, two.finite, facts)
+        except ZeroDivisionError:  # somewhere a divisor is 0
+            return False
+
+    def stored(self, launch: LaunchOf, lifted: Lifted, w: Written, own: Any) -> list[Obligation]:
+        tensor = self.tensors[w.access.tensor]
+        names = tuple(f"{tensor.name}[{d}]" for d in range(len(tensor.shape)))
+        text = f"{launch.kernel.__name__}: {w.access.name} is the spec's{self.where}"
+        for seen in _views(tensor):
+            at = indices(w.access.offset, seen)
+            if at is None:
+                continue
+            flat = [symbol(f"{tensor.name}[{d}]") for d in range(len(tensor.shape))]
+            joined = _joined(flat, tensor, seen)
+            inside = both(self.given, w.piece.facts, w.access.facts)
+            change = _elements(at, joined, partial(self.forms.follows, inside))
+            if change is None:
+                continue
+            value = resolved(w.value, lifted.states).changed(change)
+            facts = both(
+                self.given, w.piece.facts, w.access.facts,
+            )  # fmt: skip
+            facts = mapped(mapped(facts, change.get), change.get)
+            facts = both(
+                facts, *(between(0, e, n) for e, n in zip(flat, tensor.shape, strict=True))
+            )
+            facts = both(
+                facts, *(eq(mapped(i, change.get), e) for i, e in zip(at, joined, strict=True))
+            )
+            left = [
+                n
+                for n in names_of((value.real, value.below))
+                if n.startswith(("pid!", "lane", "turn!"))
+            ]
+            if own is None:
+                value = Value(self.forms.tidy(value.finite, facts))
+                left = [n for n in names_of(value.real) if n.startswith(("pid!", "lane", "turn!"))]
+                if left:
+                    raise Unreadable(f"{tensor.name} depends on {left}")
+                if tensor.name in self.filled:
+                    raise Unreadable(f"{tensor.name} is stored in two places")
+                self.filled[tensor.name] = Filled(names, value, TRUE)
+                return []
+            _, (theirs, wanted) = own
+            rename = {Atom("symbol", (a,)): symbol(b) for a, b in zip(theirs, names, strict=True)}
+            spec = wanted.changed(rename)
+            ok = self.equal(value, spec, facts)
+            return [Obligation(text, "proved" if ok else "unknown")]
+        return [Obligation(text, "unknown")]
+
+
+def resolved(v: Value, states: Mapping[str, Value]) -> Value:
+    """The value with accumulators' final values in place of their names."""
+
+    def state(f: Factor) -> Real | None:
+        if f.kind != "state" or f.args[0] not in states:
+            return None
+        change = {Atom("lane", (d,)): to for d, to in enumerate(f.args[1])}
+        final = states[f.args[0]].changed(change)
+        return changed(final.finite, {}, state)
+
+    return v.changed({}, state)
+
+
+def _joined(flat: Sequence[Poly], tensor: Store, seen: Store) -> list[Poly]:
+    """The indices of an element where dimensions are joined."""
+    left, found = list(zip(flat, tensor.shape, strict=True)), []
+    for extent in seen.shape:
+        own, size = poly(0), poly(1)
+        while left and (size != extent or (left[0][1] == poly(1))):
+            i, n = left.pop(0)
+            own, size = own * n + i, size * n
+        found.append(own)
+    return found
+
+
+def _varies(a: Atom) -> bool:
+    return a.kind == "lane" or (a.kind == "symbol" and a.args[0].startswith(("pid!", "turn!")))
+
+
+def _elements(
+    at: Sequence[Poly], joined: Sequence[Poly], follows: Callable[[Cond], bool]
+) -> Change | None:
+    """What lanes and programs are, of the element at given indices; None where that is not seen."""
+    change: dict[Atom, Poly] = {}
+    for i, e in zip(at, joined, strict=True):
+        i = mapped(i, change.get)
+        if i.number is not None:
+            continue
+        own = sorted((t for t in i.terms if t[0]), key=lambda t: -t[1])
+        plain = all(len(m) == 1 and _varies(m[0]) for m, _ in own)
+        if plain and own and own[-1][1] == 1:
+            left = e - dict(i.terms).get((), 0)
+            for n, ((a,), c) in enumerate(own):
+                rest = Poly.of(dict(own[n + 1 :]))
+                if rest.terms and not follows(between(0, rest, c)):
+                    return None
+                change[a] = poly(Atom("quotient", (left, poly(c)))) if rest.terms else left
+                left = left - change[a] * c
+            continue
+        lanes = [m[0] for m, c in i.terms if c == 1 and len(m) == 1 and m[0].kind == "lane"]
+        if not lanes:
+            return None
+        solved = e - (i - poly(lanes[0]))
+        change = {a: mapped(to, {lanes[0]: solved}.get) for a, to in change.items()}
+        change[lanes[0]] = solved
+    return change
