@@ -22,6 +22,7 @@ from superopt.pipeline import Draft, Run, at_sizes, count, describe_config
 from superopt.search.driver import Candidate
 from superopt.search.space import Sizes
 from superopt.verify import PROOF_ASSUMES, SpecShape, Verdict
+from superopt.verify.rounding import sum_bounds
 
 Json = dict[str, Any]
 KERNEL, REPORT, PROOF = "kernel.py", "report.json", "proof.json"
@@ -71,6 +72,7 @@ def build_report(run: Run) -> Json:
         "gate": None if run.gate is None else run.gate.to_json(),
         "addresses": None if run.proof is None else run.proof.addresses.verdict.to_json(),
         "values": None if run.proof is None else run.proof.values.verdict.to_json(),
+        "rounding": _rounding(run),
         "sizes": rows,
         "candidates": [_candidate(run, n, c) for n, c in enumerate(run.outcome.candidates)],
         "rejected": [asdict(r) for r in run.refusals],
@@ -214,6 +216,22 @@ def _candidate(run: Run, rank: int, candidate: Candidate) -> Json:
             for s, (configs, p) in candidate.at.items()
         ],
         "graph": candidate.text,
+    }
+
+
+def _rounding(run: Run) -> Json | None:
+    """Bounds for the kernel's sums at the first size, beside the error that was measured."""
+    if not run.picks or run.gate is None:
+        return None
+    pick = run.picks[0]
+    bounds = sum_bounds(pick.candidate.graph, pick.configs, dict(pick.sizes))
+    return {
+        "sums": [asdict(b) for b in bounds],
+        "sizes": dict(pick.sizes),
+        "relative_to": "the sum of the terms' magnitudes, fp32 accumulators",
+        "source": "Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2",
+        "measured_over_allowed": run.gate.worst,
+        "measured_at": run.gate.worst_at,
     }
 
 

@@ -51,6 +51,7 @@ from superopt.verify.reals import (
     extreme,
     factors_in,
     function,
+    law,
     logarithm,
     names_of,
     over,
@@ -153,7 +154,7 @@ class Forms:
             names, domain, body = f.args
             body = self.tidy(body, both(facts, domain))
             split = _unjoined(names, domain, body)
-            if split is not None:
+            if split is not None and law("an index as two"):
                 return self.tidy(over(f.kind, *split), facts)
             names, domain, body = self.fused(
                 list(names), self.condition(domain, facts), body, facts
@@ -164,8 +165,11 @@ class Forms:
             for n in names:  # a single index
                 alone = both(*(eq(symbol(n), 0),))
                 first = cond_changed(domain, {Atom("symbol", (n,)): poly(0)})
-                if self.follows(both(facts, domain), alone) and self.follows(
-                    both(facts, domain), first
+                inside = both(facts, domain)
+                if (
+                    self.follows(inside, alone)
+                    and self.follows(inside, first)
+                    and law("a single index")
                 ):
                     body = changed(body, {Atom("symbol", (n,)): poly(0)})
                     left = [m for m in names if m != n]
@@ -278,7 +282,8 @@ class Forms:
         high = [c.args[1] for c in conjuncts(domain) if c.op == "lt" and c.args[0] == own]
         if len(names) > 1 or len(low) != 1 or len(high) != 1 or len(conjuncts(domain)) > 2:
             return None
-        return real(high[0] - low[0]) if self.follows(facts, le(low[0], high[0])) else None
+        known = self.follows(facts, le(low[0], high[0])) and law("counting")
+        return real(high[0] - low[0]) if known else None
 
     def multiplied(self, c: Cond, facts: Cond) -> Cond:
         """i / n < k as i < k * n, and k <= i / n as k * n <= i: for i >= 0 and n > 0."""
@@ -297,7 +302,8 @@ class Forms:
         """Two indices as one: turn * 64 + lane, for all 0 <= lane < 64 and 0 <= turn."""
         for way in _fusions(names, conjuncts(domain)):
             made = changed(body, way.change)
-            if way.mark not in made.key and self.follows(facts, lt(0, way.limit)):
+            useful = way.mark not in made.key and self.follows(facts, lt(0, way.limit))
+            if useful and law("two indices as one"):
                 left = [n for n in names if n != way.gone]
                 domain = self.domain(self.condition(both(*way.kept), facts), left, facts)
                 return self.fused(left, domain, made, facts)
@@ -325,7 +331,7 @@ class Forms:
             if len(members) < 2:
                 continue
             (one, d1), (two, d2) = members[:2]
-            if not self.follows(both(facts, d1, d2), FALSE):
+            if not self.follows(both(facts, d1, d2), FALSE) or not law("sum over a union"):
                 continue
             body = one.args[2]
             domain = self.domain(either(d1, d2), names, facts)
@@ -349,10 +355,12 @@ class Forms:
         two = self.tidy(changed(two, zeros), facts)
         one = self.tidy(changed(one, zeros), facts)
         difference = self.joined(one - two, facts)
-        if difference == real(0) or _whole(difference) == real(0):
+        if difference == real(0):
+            return True
+        if _whole(difference) == real(0) and law("divisors cleared"):
             return True
         for c in sorted(_conditions(difference), key=lambda c: (len(str(c)), str(c))):
-            if cases < MOST_CASES:
+            if cases < MOST_CASES and law("cases"):
                 ways = (c, negation(c))
                 return all(self.equal(one, two, both(facts, way), cases + 1) for way in ways)
         return False
@@ -466,7 +474,7 @@ def shifted(names: list[str], domain: Cond, body: Real) -> tuple[list[str], Cond
                 rest = i - poly(own)
                 if own in i.atoms and own not in rest.atoms and not names_of(rest) & {*names}:
                     away[rest] = None
-        if not away or poly(0) in away:
+        if not away or poly(0) in away or not law("a shifted index"):
             continue
         ways = [{own: poly(own) - rest} for rest in away]
         way = min(ways, key=lambda w: changed(body, w).key)

@@ -37,7 +37,17 @@ from superopt.verify.integers import (
     symbol,
 )
 from superopt.verify.programs import Access, Loop, Piece, Pointer, Run, lane
-from superopt.verify.reals import Factor, Real, changed, compares, extreme, factors_in, real, truth
+from superopt.verify.reals import (
+    Factor,
+    Real,
+    changed,
+    compares,
+    extreme,
+    factors_in,
+    law,
+    real,
+    truth,
+)
 from superopt.verify.ttir import Op, Region, Unreadable
 from superopt.verify.ttir import Value as Name
 from superopt.verify.values import (
@@ -429,6 +439,8 @@ class Solved:
         made = self.turn([Value(self.held("before", n)) for n in range(len(inits))])
         if not inits:
             return
+        if not law("induction"):
+            raise Unreadable("a loop, without induction")
         if len(lift.lifted.stores) > stores:
             raise Unreadable("a store in a loop that accumulates")
         self.kinds = [self.kind(n, v) for n, v in enumerate(made)]

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -20,19 +21,31 @@ from superopt.mugraph.serialize import from_json
 from superopt.verify.addresses import check_addresses
 from superopt.verify.equivalence import check_values
 from superopt.verify.proving import Claims, Proof
+from superopt.verify.reals import laws
 from superopt.verify.ttir import Unreadable
 from superopt.verify.verdict import Obligation, Verdict
 
 
 def prove(module: ModuleType, program: Program, ranges: Mapping[str, Sequence[int | str]]) -> Proof:
     """What can be proved of a kernel.py. Needs a process without TRITON_INTERPRET=1."""
-    values = _claims("values", lambda: check_values(module, program, ranges))
-    return Proof(addresses(module, ranges), values)
+    return Proof(addresses(module, ranges), values(module, program, ranges))
 
 
 def addresses(module: ModuleType, ranges: Mapping[str, Sequence[int | str]]) -> Claims:
-    """The part that needs no program."""
+    """What can be proved of what a kernel.py touches."""
     return _claims("addresses", lambda: check_addresses(module, ranges))
+
+
+def values(
+    module: ModuleType,
+    program: Program,
+    ranges: Mapping[str, Sequence[int | str]],
+    without: Sequence[str] = (),
+) -> Claims:
+    """What can be proved of what it computes, without some of `reals.LAWS`."""
+    with laws(without) as cited:
+        found = _claims("values", lambda: check_values(module, program, ranges))
+        return replace(found, laws=tuple(sorted(cited)))
 
 
 def _claims(what: str, check: Callable[[], Sequence[Obligation]]) -> Claims:
@@ -47,9 +60,8 @@ def _claims(what: str, check: Callable[[], Sequence[Obligation]]) -> Claims:
     assumed = sum(o.status == "assumed" for o in obligations)
     claims = [o for o in obligations if not o.text.startswith("indices: ")]
     scope = f"{len(claims) - assumed} claims on {what}"
-    notes = (f"{assumed} assumed: of integers whose range the spec does not declare",) * bool(
-        assumed
-    )
+    text = f"{assumed} assumed: of integers whose range the spec does not declare"
+    notes = (text,) if assumed else ()
     return Claims(Verdict("proved", scope=scope, notes=notes), obligations)
 
 

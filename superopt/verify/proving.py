@@ -26,7 +26,7 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Claims:
-    """Claims of one kind, and what became of them.
+    """Claims of one kind, what became of them, and the laws of `reals.LAWS` that they rest on.
 
     The verdict is `proved` where all were; `refused` where one is false, with a counterexample;
     else `unknown` or `timeout`.
@@ -34,17 +34,19 @@ class Claims:
 
     verdict: Verdict
     obligations: tuple[Obligation, ...] = ()
+    laws: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict.to_json(),
+            "laws": list(self.laws),
             "obligations": [asdict(o) for o in self.obligations],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Claims:
         obligations = tuple(Obligation(**o) for o in data["obligations"])
-        return cls(Verdict.from_json(data["verdict"]), obligations)
+        return cls(Verdict.from_json(data["verdict"]), obligations, tuple(data["laws"]))
 
     def __str__(self) -> str:
         return ", ".join(filter(None, [str(self.verdict), self.verdict.scope, *self.verdict.notes]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -32,6 +33,52 @@ from superopt.verify.integers import (
     poly,
 )
 from superopt.verify.ttir import Unreadable
+
+LAWS = {
+    "exp of a sum": "exp(a + b) = exp(a) * exp(b)",
+    "exp of a multiple": "exp(c * a) = exp(a) ** c",
+    "log of a product": "log(a * b) = log(a) + log(b) for a, b > 0; log(exp(a)) = a",
+    "power of a product": "(a * b) ** e = a ** e * b ** e, where e is whole or a > 0",
+    "sums are linear": "sum[n](c * f + d * g) = c * sum[n] f + d * sum[n] g, c and d without n",
+    "sum of sums": "sum[n] sum[m] f = sum[n, m] f, and a product of sums likewise",
+    "sum over a union": "sum[A] f + sum[B] f = sum[A or B] f, where A and B do not meet",
+    "maximum moves": "max[n](c * f + d) = c * max[n] f + d, c > 0; minimum where c < 0",
+    "maximum of maxima": "max[n] max[m] f = max[n, m] f; max(max[A] f, max[B] f) = max[A or B] f",
+    "two indices as one": "i * n + j for 0 <= i, 0 <= j < n is each whole number from 0, once",
+    "an index as two": "each whole number from 0 is (k / n) * n + k % n, for n > 0",
+    "a shifted index": "sum[k] f(k) = sum[k] f(k + c), the conditions on k shifted too",
+    "a single index": "a reduction over one index is its body there",
+    "counting": "sum[a <= k < b] 1 = b - a, for a <= b",
+    "cases": "what holds where c does, and where it does not, holds",
+    "divisors cleared": "a = b where a * d = b * d, for d != 0",
+    "induction": "what holds before a loop, and is kept by a turn, holds after it",
+}
+"""What normal forms rest on beside the laws of a ring, of conditions, and Z3's integers."""
+
+_without: set[str] = set()
+_cited: set[str] = set()
+
+
+def law(name: str) -> bool:
+    """Whether a law may be used; it is then noted as used."""
+    assert name in LAWS
+    if name in _without:
+        return False
+    _cited.add(name)
+    return True
+
+
+@contextmanager
+def laws(without: Iterable[str] = ()) -> Iterator[set[str]]:
+    """The laws that are used inside, all but some being allowed."""
+    global _without, _cited
+    outer = _without, _cited
+    _without, _cited = set(without), set()
+    try:
+        yield _cited
+    finally:
+        _without, _cited = outer
+
 
 NEARLY = 2.0**-21  # constants of a kernel are rounded to fp32, or products of some that are
 MOST_TERMS = 2000
@@ -307,6 +354,8 @@ def power(x: Real, e: Fraction) -> Real:
         if x.number < 0 and e.denominator != 1:
             raise Unreadable("a root of a negative number")
         return real(_root(x.number, e))
+    if not _alone(x) and not law("power of a product"):
+        return _base(x, e)
     if len(x.terms) == 1:
         ((p, c),) = x.terms
         if e.denominator == 1:
@@ -376,6 +425,11 @@ def _quotient(p: Product, by: Product) -> Product:
 
 def exponential(x: Real) -> Real:
     """exp of a sum, as the product of its terms' exp; of a term c*t as exp(t)^c."""
+    multiple = any(c != 1 for p, c in x.terms if p)
+    if (len(x.terms) > 1 and not law("exp of a sum")) or (
+        multiple and not law("exp of a multiple")
+    ):
+        return real(Factor("exp", (x,)))
     powers: dict[Factor, Fraction] = {}
     scale = Fraction(1)
     for p, c in x.terms:
@@ -394,6 +448,8 @@ def logarithm(x: Real) -> Real:
     common = _common(x, only_positive=True) if len(x.terms) > 1 else x.terms[0][0]
     known = _sorted({f: e for f, e in common if f.kind == "exp"})
     scale = abs(x.terms[0][1])
+    if (known or scale != 1) and not law("log of a product"):
+        return real(Factor("log", (x,)))
     rest = Real.of({_quotient(p, known): c / scale for p, c in x.terms})
     result = real(Fraction(math.log(scale)))
     for f, e in known:
@@ -413,7 +469,7 @@ def extreme(kind: str, *values: Real) -> Real:
         flat.update(dict.fromkeys(own.args if own is not None and own.kind == kind else (v,)))
     scales = {v.terms[0][1] if len(v.terms) == 1 and v.terms[0][0] else Fraction(-1) for v in flat}
     (scale,) = scales if len(scales) == 1 else (Fraction(1),)
-    if scale > 0 and scale != 1:
+    if scale > 0 and scale != 1 and law("maximum moves"):
         return extreme(kind, *(v * real(1 / scale) for v in flat)) * real(scale)
     numbers = [v.number for v in flat if v.number is not None]
     if len(numbers) > 1:
@@ -428,6 +484,9 @@ def extreme(kind: str, *values: Real) -> Real:
             continue
         names, domain, body = own.args
         known = merged.get((names, body))
+        if known is not None and not law("maximum of maxima"):
+            others.append(v)
+            continue
         merged[names, body] = own if known is None else Factor(
             own.kind, (names, either(known.args[1], domain), body)
         )  # fmt: skip
@@ -449,6 +508,10 @@ def _alone(v: Real) -> Factor | None:
 def total(names: Sequence[str], domain: Cond, body: Real) -> Real:
     """The sum of body over all values of the names for which domain holds."""
     result = real(0)
+    own = set(names)
+    moves = any(c != 1 or any(not own & f.names for f, _ in p) for p, c in body.terms)
+    if (len(body.terms) > 1 or moves) and not law("sums are linear"):
+        return _closed("sum", names, domain, body)
     for p, c in body.terms:
         result = result + _sum_of(tuple(names), domain, p) * real(c)
     return result
@@ -458,24 +521,24 @@ def _sum_of(names: tuple[str, ...], domain: Cond, p: Product) -> Real:
     own = set(names)
     outside: dict[Factor, Fraction] = {}
     inside: dict[Factor, Fraction] = {}
-    opened: list[tuple[Sequence[str], Cond, Product]] = []
+    sums: list[Factor] = []
     conditions = []
     for f, e in p:
         if not own & f.names:
             outside[f] = e
         elif f.kind == "truth" and not compares(f.args[0]):
             conditions.append(f.args[0])
-        elif f.kind == "sum" and e.denominator == 1 and 0 < e <= 2:
-            opened += [_opened(f) for _ in range(int(e))]
+        elif f.kind == "sum" and e in (1, 2) and law("sum of sums"):
+            sums += [f] * int(e)
         else:
             inside[f] = e
-    if opened:
+    if sums:
         body = Real(((_sorted(inside), Fraction(1)),))
         more, conditions = list(names), [domain, *conditions]
-        for bound, condition, product in opened:
+        for bound, condition, inner in map(opened, sums):
             more += bound
             conditions.append(condition)
-            body = body * Real(((product, Fraction(1)),))
+            body = body * inner
         return Real(((_sorted(outside), Fraction(1)),)) * total(more, both(*conditions), body)
     left = []
     for c in conjuncts(both(domain, *conditions)):
@@ -489,13 +552,6 @@ def _sum_of(names: tuple[str, ...], domain: Cond, p: Product) -> Real:
         return Real(((_sorted(outside), Fraction(1)),)) * total(names, both(*left), known)
     made = _closed("sum", names, both(*left), body)
     return Real(((_sorted(outside), Fraction(1)),)) * made
-
-
-def _opened(f: Factor) -> tuple[list[str], Cond, Product]:
-    """A sum's bound names, new, its condition and its body."""
-    names, domain, body = opened(f)
-    ((product, _),) = body.terms
-    return names, domain, product
 
 
 def opened(f: Factor) -> tuple[list[str], Cond, Real]:
@@ -550,13 +606,15 @@ def extreme_over(kind: str, names: Sequence[str], domain: Cond, body: Real) -> R
     if not left:
         return Real.of(free)
     scale = abs(next(iter(Real.of(left).terms))[1])
+    if (free or scale != 1) and not law("maximum moves"):
+        return _closed(f"{kind} of", names, domain, body)
     inner = Real.of({p: c / scale for p, c in left.items()})
-    if len(inner.terms) == 1 and inner.terms[0][1] < 0:
+    if len(inner.terms) == 1 and inner.terms[0][1] < 0 and law("maximum moves"):
         kind = "minimum" if kind == "maximum" else "maximum"
         scale, inner = -scale, -inner
     alone = _alone(inner)
     names = list(names)
-    while alone is not None and alone.kind == f"{kind} of":
+    while alone is not None and alone.kind == f"{kind} of" and law("maximum of maxima"):
         more, condition, inner = opened(alone)
         names, domain = [*names, *more], both(domain, condition)
         alone = _alone(inner)

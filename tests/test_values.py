@@ -1,0 +1,372 @@
+"""Proofs of values: sound kernels pass, broken ones do not, and laws are needed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import emit_cases as cases
+import pytest
+import torch
+from torch.export import Dim
+
+import superopt
+from superopt.emit import emit
+from superopt.errors import SuperoptError
+from superopt.mugraph.expr import MARKERS, Expr, const, make, op, toposort
+from superopt.mugraph.program import KernelGraph, Program, Store, Traced
+from superopt.mugraph.serialize import from_json, to_json
+from superopt.mugraph.trace import trace
+from superopt.spec import Tensor, spec
+from superopt.verify.addresses import Prover
+from superopt.verify.equivalence import Forms
+from superopt.verify.integers import Cond, between, both, poly, symbol
+from superopt.verify.reals import Factor, exponential, extreme_over, laws, power, real, total
+from superopt.verify.values import spec_values
+
+B, N = Dim("B", min=1, max=4096), Dim("N", min=1, max=65536)
+HALF = torch.float16
+PROVE = """
+import json, sys
+from superopt.mugraph.serialize import from_json
+from superopt.verify.prover import load, values
+for job in map(json.loads, sys.stdin):
+    claims = values(load(job["path"]), from_json(job["program"]), {}, job["without"])
+    print(json.dumps({"kind": claims.verdict.kind, "laws": claims.laws, "why": str(claims)}))
+"""
+
+
+def proofs(jobs: list[tuple[Path, Program, list[str]]]) -> list[dict[str, Any]]:
+    """What becomes of the values of each kernel.py, without some laws, in one process."""
+    lines = [
+        json.dumps({"path": str(path), "program": to_json(program), "without": without})
+        for path, program, without in jobs
+    ]
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROVE], input="\n".join(lines), env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+# -- kernels -------------------------------------------------------------------------------------
+
+
+def weighted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (torch.softmax(x.float() * 0.125, -1) * y).sum(-1)
+
+
+def spread(x: torch.Tensor) -> torch.Tensor:
+    return torch.rsqrt(x.float().var(-1) + 1e-5)
+
+
+SHAPES = {
+    weighted: {"x": Tensor(B, N), "y": Tensor(B, N)},
+    spread: {"x": Tensor(B, 262144)},
+}
+
+
+def traced_of(fn: Callable) -> Traced:
+    return trace(spec(dtype=HALF, **SHAPES[fn])(fn))
+
+
+def searched(fn: Callable, out: Path) -> tuple[Path, Traced]:
+    superopt.search(spec(dtype=HALF, **SHAPES[fn])(fn), out=out)
+    return out / fn.__name__ / "kernel.py", traced_of(fn)
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Traced]:
+    return searched(weighted, tmp_path_factory.mktemp("online"))
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Traced]:
+    return searched(spread, tmp_path_factory.mktemp("moments"))
+
+
+NEEDED = {
+    "online": ("exp of a sum", "exp of a multiple", "induction", "sums are linear",
+               "sum of sums", "two indices as one"),
+    "moments": ("counting", "induction", "sums are linear", "sum of sums", "two indices as one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_laws_that_are_cited_are_needed(name: str, request: pytest.FixtureRequest) -> None:
+    path, traced = request.getfixturevalue(name)
+    jobs = [(path, traced.program, without) for without in ([], *([law] for law in NEEDED[name]))]
+    whole, *without_one = proofs(jobs)
+    assert whole["kind"] == "proved", whole["why"]
+    assert set(NEEDED[name]) <= set(whole["laws"])
+    assert "proved" not in [found["kind"] for found in without_one]
+
+
+EDITS = {
+    "online": (
+        ("0.125", "0.1289"),
+        ("/ 8.0", "/ 8.1"),
+        ('float("-inf"))', "-1e4)"),
+        ("tl.exp(", "tl.exp2("),
+        ("tl.sum(", "tl.max("),
+        ("tl.zeros((BLOCK_B,), tl.float32)", "tl.full((BLOCK_B,), 1.0, tl.float32)"),
+        ("range(0, N", "range(BLOCK_N, N"),
+        (" + tl.sum(", " - tl.sum("),
+        (" * tl.exp(", " / tl.exp("),
+    ),
+    "moments": (
+        ("1e-05", "1.03e-05"),
+        ("262143.0", "262144.0"),
+        ("tl.rsqrt(", "tl.sqrt("),
+        ("range(0, N", "range(BLOCK_N, N"),
+        ("range(0, K", "range(BLOCK_K, K"),
+        ("tl.zeros((BLOCK_B,), tl.float32)", "tl.full((BLOCK_B,), 1.0, tl.float32)"),
+        (" + tl.sum(", " - tl.sum("),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_kernel_is_not_proved(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path, traced = request.getfixturevalue(name)
+    text = path.read_text()
+    body, rest = text.split("\ndef reference(", 1)
+    jobs, edits = [], [(old, new) for old, new in EDITS[name] if old in body]
+    assert len(edits) >= 4, text
+    for n, (old, new) in enumerate(edits):
+        edited = tmp_path / f"kernel{n}.py"
+        edited.write_text(body.replace(old, new) + "\ndef reference(" + rest)
+        jobs.append((edited, traced.program, []))
+    found = proofs(jobs)
+    assert [e for e, f in zip(edits, found, strict=True) if f["kind"] == "proved"] == []
+
+
+# -- µGraphs -------------------------------------------------------------------------------------
+
+
+def broken(e: Expr) -> Iterator[Expr]:
+    """The expression with one node changed, and each update of an accumulator changed."""
+    for node in toposort(e):
+        if node.op == "online":
+            yield from _updates(e, node)
+        elif node.op == "reduce" or node.dtype in ("index", "bool") or node.op in MARKERS:
+            continue
+        elif node.op in ("mul", "add", "sub", "div"):
+            other = {"mul": "add", "add": "sub", "sub": "add", "div": "mul"}[node.op]
+            yield _with(e, node, op(other, *node.args))
+        elif node.op == "exp":
+            yield _with(e, node, op("exp2", *node.args))
+        elif node.op == "const" and isinstance(node.attr, float) and abs(node.attr) < 1e30:
+            yield _with(e, node, const(node.attr * 1.03 + (not node.attr), node.dtype))
+
+
+def _updates(e: Expr, node: Expr) -> Iterator[Expr]:
+    plain, body, update, *others = node.args
+    for inner in toposort(update):
+        if inner.op in ("exp", "mul", "sub"):
+            for new in inner.args[:1]:
+                changed = _with(update, inner, new)
+                if changed is not update:
+                    yield _with(e, node, make("online", (plain, body, changed, *others),
+                                              node.attr, node.dtype))  # fmt: skip
+
+
+def _with(e: Expr, old: Expr, new: Expr) -> Expr:
+    memo: dict[Expr, Expr] = {}
+    for node in toposort(e):
+        args = tuple(memo[a] for a in node.args)
+        same = args == node.args
+        memo[node] = new if node is old else node if same else make(
+            node.op, args, node.attr, node.dtype
+        )  # fmt: skip
+    return memo[e]
+
+
+def written(traced: Traced, g: KernelGraph, folder: Path, number: int) -> Path | None:
+    """A kernel.py of the µGraph with tiles of 16; None where it cannot be written."""
+    sizes = {s.name: 64 for s in traced.program.symbols}
+    try:
+        text = emit(traced, [cases.choice(g, 16, **sizes)], cases.NOTES)
+    except SuperoptError:
+        return None
+    path = folder / f"graph{number}.py"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["online", "moments"])
+def test_a_broken_graph_is_not_proved(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Also where what is broken is the law by which an accumulator follows its statistics."""
+    path, traced = request.getfixturevalue(name)
+    (data, *_) = json.loads((path.parent / "proof.json").read_text())["graphs"]
+    graph = from_json(data)
+    (kernel,) = graph.kernels
+    (branch,) = kernel.branches
+    (store,) = branch.stores
+    whole = written(traced, graph, tmp_path, 0)
+    assert whole is not None
+    jobs = [(whole, traced.program, [])]
+    for n, value in enumerate(islice(broken(store.value), 14), 1):
+        own = replace(branch, stores=(Store(store.tensor, store.axes, store.indices, value),))
+        changed = replace(graph, kernels=(replace(kernel, branches=(own,)),))
+        edited = written(traced, changed, tmp_path, n)
+        if edited is not None and edited.read_text() != whole.read_text():
+            jobs.append((edited, traced.program, []))
+    first, *rest = proofs(jobs)
+    assert first["kind"] == "proved", first["why"]
+    assert len(rest) >= 6
+    passed = [job[0] for job, f in zip(jobs[1:], rest, strict=True) if f["kind"] == "proved"]
+    assert [difflib.unified_diff(whole.read_text().split("\n"), p.read_text().split("\n"))
+            for p in passed] == []  # fmt: skip
+
+
+# -- normal forms --------------------------------------------------------------------------------
+
+K = symbol("k")
+INSIDE = between(0, K, 8)
+
+
+def x_at(*indices: Any) -> Any:
+    return real(Factor("load", ("x", tuple(map(poly, indices)))))
+
+
+def same(one: Callable, two: Callable, **tensors: Tensor) -> bool:
+    """Whether two functions have one normal form."""
+    programs = [trace(spec(dtype=torch.float32, **tensors)(fn)).program for fn in (one, two)]
+    found = [spec_values(p.stores)[p.outputs[0].name] for p in programs]
+    (names, first), (_, second) = found
+    inside = [between(0, symbol(n), size) for n, size in zip(names, (8, 40), strict=False)]
+    return Forms(Prover()).equal(first.finite, second.finite, both(*inside))
+
+
+ROW = {"x": Tensor(8, 40)}
+PAIRS: dict[str, tuple[Callable, Callable, bool]] = {
+    "a rectifier": (lambda x: torch.relu(x), lambda x: torch.maximum(x / 2, x), False),
+    "a root of a square": (lambda x: (x * x).sqrt(), lambda x: x.clone(), False),
+    "exp of log": (lambda x: x.log().exp(), lambda x: x.clone(), False),
+    "log of exp": (lambda x: x.exp().log(), lambda x: x.clone(), True),
+    "clamped": (lambda x: x.clamp(0, 1), lambda x: x.clamp(-5, 3), False),
+    "eps outside": (
+        lambda x: x / (x.square().sum(-1, keepdim=True) + 1e-5).sqrt(),
+        lambda x: x / (x.square().sum(-1, keepdim=True).sqrt() + 1e-5),
+        False,
+    ),
+    "shifted softmax": (
+        lambda x: torch.softmax(x, -1),
+        lambda x: x.exp() / x.exp().sum(-1, keepdim=True),
+        True,
+    ),
+    "half of a softmax": (
+        lambda x: torch.softmax(x, -1),
+        lambda x: torch.softmax(x / 2, -1),
+        False,
+    ),
+    "variance": (
+        lambda x: x.var(-1, correction=0),
+        lambda x: x.square().mean(-1) - x.mean(-1).square(),
+        True,
+    ),
+    "corrected variance": (
+        lambda x: x.var(-1),
+        lambda x: x.square().mean(-1) - x.mean(-1).square(),
+        False,
+    ),
+    "maximum of what is scaled": (
+        lambda x: (3 * x + 1).amax(-1),
+        lambda x: 3 * x.amax(-1) + 1,
+        True,
+    ),
+    "maximum of what is turned": (lambda x: (-x).amax(-1), lambda x: -x.amax(-1), False),
+    "minimum of what is turned": (lambda x: (-x).amax(-1), lambda x: -x.amin(-1), True),
+    "a mean over a mask": (
+        lambda x: torch.where(x > 0, x, 0).mean(-1),
+        lambda x: torch.where(x > 0, x, 0).sum(-1) / (x > 0).sum(-1),
+        False,
+    ),
+    "sums across a mask": (
+        lambda x: torch.where(x > 0, x, 0).sum(-1) + torch.where(x > 0, 0, x).sum(-1),
+        lambda x: x.sum(-1),
+        True,
+    ),
+    "the second largest": (
+        lambda x: x.masked_fill(x == x.amax(-1, keepdim=True), -torch.inf).amax(-1),
+        lambda x: x.masked_fill(x == x.amin(-1, keepdim=True), -torch.inf).amax(-1),
+        False,
+    ),
+    "other rows": (lambda x: x.roll(1, 0), lambda x: x.roll(-1, 0), False),
+    "rolled round": (lambda x: x.roll(3, 0), lambda x: x.roll(-5, 0), True),
+    "halves": (lambda x: torch.cat([x[:, 20:], x[:, :20]], 1), lambda x: x.roll(20, 1), True),
+    "remainders": (
+        lambda x: x[torch.arange(-8, 0) % 8],
+        lambda x: x[(-torch.arange(-8, 0)) % 8],
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs(name: str) -> None:
+    one, two, equal = PAIRS[name]
+    assert same(one, two, **ROW) is equal
+
+
+def test_bound_names_are_not_captured() -> None:
+    """max[k: x[k] != max[k] x[k]] x[k]: the inner index is not the outer one."""
+    inner = extreme_over("maximum", ["k"], INSIDE, x_at(K))
+    differs = Cond("not", (Cond("zero", (x_at(K) - inner,)),))
+    outer = extreme_over("maximum", ["k"], both(INSIDE, differs), x_at(K))
+    ((f,),) = ([f for f, _ in p] for p, _ in outer.terms)
+    (name,) = f.args[0]
+    assert name not in str(inner)
+    assert str(inner) in str(f.args[1])
+
+
+def test_a_sum_takes_out_what_does_not_vary() -> None:
+    y = x_at(symbol("i"))
+    assert total(["k"], INSIDE, y * x_at(K)) == y * total(["k"], INSIDE, x_at(K))
+    with laws(without=["sums are linear"]):
+        assert total(["k"], INSIDE, y * x_at(K)) != y * total(["k"], INSIDE, x_at(K))
+
+
+def test_powers() -> None:
+    x = x_at(K)
+    half = power(x * x, Fraction(1, 2))
+    assert half != x  # it may be negative
+    assert half * half == x * x
+    assert power(exponential(x), Fraction(1, 2)) == exponential(x * real(Fraction(1, 2)))
+    with pytest.raises(ZeroDivisionError):
+        power(real(0), Fraction(-1))
+
+
+def test_sums_over_two_domains_are_one_where_they_do_not_meet() -> None:
+    forms, n = Forms(Prover()), symbol("n")
+    low, high = both(between(0, K, n)), both(between(n, K, 8))
+    facts = between(0, n, 9)
+    parts = total(["k"], low, x_at(K)) + total(["k"], high, x_at(K))
+    assert forms.equal(parts, total(["k"], INSIDE, x_at(K)), facts)
+    assert not forms.equal(parts, total(["k"], INSIDE, x_at(K)), both())
+    twice = total(["k"], INSIDE, x_at(K)) + total(["k"], both(between(3, K, 8)), x_at(K))
+    assert not forms.equal(twice, total(["k"], INSIDE, x_at(K)), both())
+
+
+def test_two_indices_are_one_only_where_they_cover_each_once() -> None:
+    forms, turn, lane = Forms(Prover()), symbol("turn"), symbol("lane")
+    for width, step, covered in ((4, 4, True), (4, 5, False), (4, 3, False), (5, 4, False)):
+        domain = both(between(0, turn, 2), between(0, lane, width))
+        parts = total(["turn", "lane"], domain, x_at(turn * step + lane))
+        assert forms.equal(parts, total(["k"], INSIDE, x_at(K)), both()) is covered
