@@ -14,6 +14,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from superopt.mugraph.dtypes import DTYPES
+from superopt.mugraph.expr import Tensor
 from superopt.mugraph.program import Program
 from superopt.verify.addresses import TYPES, Prover, Ranges, _views, bounds_of, indices
 from superopt.verify.host import LaunchOf, Path, Store, accepted, paths
@@ -62,7 +64,7 @@ from superopt.verify.reals import (
     zero,
 )
 from superopt.verify.ttir import Unreadable, read_calls
-from superopt.verify.values import Value, spec_values
+from superopt.verify.values import Spec, Value, spec_values
 from superopt.verify.verdict import Obligation
 
 MOST_CASES = 6  # conditions that are taken one way, then the other
@@ -282,6 +284,8 @@ class Forms:
         high = [c.args[1] for c in conjuncts(domain) if c.op == "lt" and c.args[0] == own]
         if len(names) > 1 or len(low) != 1 or len(high) != 1 or len(conjuncts(domain)) > 2:
             return None
+        if own.atoms & (low[0].atoms | high[0].atoms):
+            return None
         known = self.follows(facts, le(low[0], high[0])) and law("counting")
         return real(high[0] - low[0]) if known else None
 
@@ -354,7 +358,7 @@ class Forms:
         }  # fmt: skip
         two = self.tidy(changed(two, zeros), facts)
         one = self.tidy(changed(one, zeros), facts)
-        difference = self.joined(one - two, facts)
+        difference = self.joined(_difference(one, two), facts)
         if difference == real(0):
             return True
         if _whole(difference) == real(0) and law("divisors cleared"):
@@ -364,6 +368,16 @@ class Forms:
                 ways = (c, negation(c))
                 return all(self.equal(one, two, both(facts, way), cases + 1) for way in ways)
         return False
+
+
+def _difference(one: Real, two: Real) -> Real:
+    """one - two, where constants that differ by a rounding are the same."""
+    terms = dict(one.terms)
+    for p, c in two.terms:
+        old = terms.get(p, Fraction(0))
+        close = abs(old - c) <= NEARLY * min(abs(old), abs(c))
+        terms[p] = Fraction(0) if close else old - c
+    return Real.of(terms)
 
 
 def _conditions(x: Real) -> set[Cond]:
@@ -472,7 +486,9 @@ def shifted(names: list[str], domain: Cond, body: Real) -> tuple[list[str], Cond
         for f in sorted(factors_in([body]), key=lambda f: f.key):
             for i in f.args[1] if f.kind == "load" else ():
                 rest = i - poly(own)
-                if own in i.atoms and own not in rest.atoms and not names_of(rest) & {*names}:
+                away_from = names_of(rest)
+                free = away_from <= body.names - {*names}
+                if own in i.atoms and own not in rest.atoms and free:
                     away[rest] = None
         if not away or poly(0) in away or not law("a shifted index"):
             continue
@@ -526,6 +542,7 @@ def check_values(module: ModuleType, program: Program, ranges: Ranges) -> list[O
     inputs, facts = accepted(module)
     strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
     wanted = spec_values(program.stores)
+    _check_signature(inputs, facts, program, prover)
     rows = rows_by_helper(module)
     found: dict[str, Obligation] = {}
     forms: list[Forms] = []
@@ -533,12 +550,32 @@ def check_values(module: ModuleType, program: Program, ranges: Ranges) -> list[O
         given = both(facts, strides, path.conditions)
         forms.append(Forms(prover))
         check = PathValues(forms[-1], path, given, bounds, rows)
+        check.check_outputs(program)
         for obligation in check.run([(t.name, wanted[t.name]) for t in program.outputs]):
             kept = found.setdefault(obligation.text, obligation)
             if kept.status == "proved":
                 found[obligation.text] = obligation
     used = {o.smt: o for f in forms for o in f.used()}
     return [*found.values(), *used.values()]
+
+
+def _check_signature(
+    inputs: Sequence[Store], facts: Cond, program: Program, prover: Prover
+) -> None:
+    """That the file takes the spec's inputs, in its order."""
+    if [t.name for t in inputs] != [t.name for t in program.inputs]:
+        raise Unreadable("it takes other inputs than the spec")
+    for t, want in zip(inputs, program.inputs, strict=True):
+        _check_like(t, want, facts, prover)
+
+
+def _check_like(t: Store, want: Tensor, given: Cond, prover: Prover) -> None:
+    shape = tuple(map(Spec().poly, want.shape))
+    kind = str(t.dtype).removeprefix("torch.")
+    if kind != DTYPES[want.dtype].torch or len(shape) != len(t.shape):
+        raise Unreadable(f"{t.name} is not of the spec's type")
+    if not prover.follows([given], both(*map(eq, t.shape, shape))):
+        raise Unreadable(f"{t.name} has not the spec's shape")
 
 
 class PathValues:
@@ -553,9 +590,19 @@ class PathValues:
         inputs = ", ".join(map(str, conjuncts(path.conditions)))
         self.where = f" where {inputs}" if path.conditions != TRUE else ""
 
+    def check_outputs(self, program: Program) -> None:
+        """That it returns tensors of its own, of the spec's number, types and shapes."""
+        returned = self.path.returned
+        names = {t.name for t in returned if not t.is_input}
+        if not len(names) == len(returned) == len(program.outputs):
+            raise Unreadable("it returns other tensors than the spec")
+        for t, want in zip(returned, program.outputs, strict=True):
+            _check_like(t, want, self.given, self.forms.prover)
+
     def run(self, outputs: Sequence[tuple[str, tuple[tuple[str, ...], Value]]]) -> list[Obligation]:
         wanted = dict(zip((t.name for t in self.path.returned), outputs, strict=True))
-        found = []
+        found: list[Obligation] = []
+        stored: set[str] = set()
         for launch in self.path.launches:
             for lifted in self.lifted(launch):
                 for claim in lifted.claims:
@@ -563,6 +610,9 @@ class PathValues:
                 for written in lifted.stores:
                     own = wanted.get(written.access.tensor)
                     found += self.stored(launch, lifted, written, own)
+                    stored.add(written.access.tensor)
+        for name in wanted.keys() - stored:
+            found.append(Obligation(f"{name} is stored{self.where}", "unknown"))
         return found
 
     def lifted(self, launch: LaunchOf) -> list[Lifted]:
@@ -611,8 +661,9 @@ class PathValues:
             flat = [symbol(f"{tensor.name}[{d}]") for d in range(len(tensor.shape))]
             joined = _joined(flat, tensor, seen)
             inside = both(self.given, w.piece.facts, w.access.facts)
+            within = both(*map(partial(between, 0), at, seen.shape))
             change = _elements(at, joined, partial(self.forms.follows, inside))
-            if change is None:
+            if change is None or not self.forms.follows(inside, within):
                 continue
             value = resolved(w.value, lifted.states).changed(change)
             facts = both(

@@ -381,7 +381,11 @@ class _Captured:
             if len(grid) != 1:
                 raise Unreadable("a launch whose programs have more than one number")
             given = dict(zip(self.kernel.arg_names, args, strict=False)) | options
-            constants = {p.name: given.get(p.name) for p in self.kernel.params if p.is_constexpr}
+            constants = {
+                p.name: given.get(p.name, p.default if p.has_default else None)
+                for p in self.kernel.params
+                if p.is_constexpr
+            }
             arguments: dict[str, Store | Poly] = {}
             for name in self.kernel.arg_names:
                 if name not in constants:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ast
 import struct
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from superopt.mugraph.helpers import HELPERS, with_needed
@@ -36,15 +38,18 @@ from superopt.verify.integers import (
     poly,
     symbol,
 )
-from superopt.verify.programs import Access, Loop, Piece, Pointer, Run, lane
+from superopt.verify.programs import Access, Loop, Piece, Pointer, Run, lane, lanes_within
 from superopt.verify.reals import (
     Factor,
     Real,
+    alone,
     changed,
     compares,
+    cond_changed,
     extreme,
     factors_in,
     law,
+    names_of,
     real,
     truth,
 )
@@ -64,8 +69,9 @@ from superopt.verify.values import (
     select,
 )
 
+_UNDEFINED = count()
 NEUTRAL = {"sum": number(0), "maximum": LOWEST, "minimum": HIGHEST, "prod": number(1)}
-KEPT = ("arith.extf", "arith.truncf", "arith.bitcast")
+KEPT = ("arith.extf", "arith.truncf")
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class Lift(Run):
         self.missing = (
             FALSE  # where elements of a maximum's tile are -inf: taken to hold everywhere
         )
+        self.firsts: list[tuple[Cond, Sequence[int]]] = []  # that maxima's tiles have an element
         self.masks: set[Cond] = set()  # where elements of maxima's tiles are -inf
 
     # -- values ----------------------------------------------------------------------------------
@@ -130,6 +137,8 @@ class Lift(Run):
     def value(self, v: Name) -> Value:
         x = self.values[v]
         if isinstance(x, Poly):
+            if any(a.kind == "unknown" for a in atoms_of(x)):
+                raise Unreadable("an integer that is not followed")
             return Value(_of_poly(x))
         if isinstance(x, Cond):
             return Value(truth(x))
@@ -198,26 +207,59 @@ class Lift(Run):
         return self.unknown(op.results[0])
 
     def _arith_sitofp(self, op: Op) -> Any:
-        return self.value(op.operands[0])
+        super()._arith_sitofp(op)
+        return self.signed(op.operands[0])
 
-    _arith_uitofp = _arith_fptosi_kept = _arith_sitofp
+    def _arith_uitofp(self, op: Op) -> Any:
+        return self.unsigned(op.operands[0])
+
+    def _arith_bitcast(self, op: Op) -> Any:
+        (one,), (two,) = op.operands, op.results
+        if one.type != two.type:
+            raise Unreadable("the bits of one type are taken for another's")
+        return self.values[one]
 
     def _arith_fptosi(self, op: Op) -> Any:
         return apply("trunc", self.value(op.operands[0]))
 
     def _arith_extsi(self, op: Op) -> Any:
-        x = self.values[op.operands[0]]
-        return x if isinstance(x, Value) else super()._arith_extsi(op)
+        x = self.signed(op.operands[0])
+        return x if isinstance(self.values[op.operands[0]], Value) else super()._arith_extsi(op)
 
     def _arith_extui(self, op: Op) -> Any:
         x = self.values[op.operands[0]]
-        if isinstance(x, Cond) and compares(x):
-            return Value(truth(x))
-        return x if isinstance(x, Value) else super()._arith_extui(op)
+        if isinstance(x, Cond) and not compares(x):
+            return super()._arith_extui(op)
+        found = self.unsigned(op.operands[0])
+        return found if isinstance(x, Value | Cond) else x
 
     def _arith_trunci(self, op: Op) -> Any:
-        x = self.values[op.operands[0]]
-        return x if isinstance(x, Value) else super()._arith_trunci(op)
+        if isinstance(self.values[op.operands[0]], Value):
+            raise Unreadable("an integer made of floats is cut")
+        return super()._arith_trunci(op)
+
+    def signed(self, v: Name) -> Value:
+        """A value of signed integers; bytes without a sign are none."""
+        x = self.values[v]
+        if isinstance(x, Poly) and self.bytes_in(x):
+            raise Unreadable("unsigned bytes are taken for signed ones")
+        return self.value(v)
+
+    def unsigned(self, v: Name) -> Value:
+        """A value of integers that are not negative, whatever their type."""
+        x, found = self.values[v], self.value(v)
+        if isinstance(x, Poly):
+            byte = x.atom is not None and self.bytes_in(x)
+            known = byte or self.holds(le(0, x), v.type.shape)
+        else:
+            known = found.real is not None and found.real * found.real == found.real  # 0 or 1
+        if not known:
+            raise Unreadable("integers that may be negative are taken for unsigned ones")
+        return found
+
+    def bytes_in(self, x: Poly) -> bool:
+        read = [a.args[0] for a in atoms_of(x) if a.kind == "loaded"]
+        return any(str(self.tensors[t].dtype).endswith("uint8") for t in read)
 
     def _arith_cmpf(self, op: Op) -> Any:
         name = op.number("predicate")
@@ -261,7 +303,8 @@ class Lift(Run):
 
     def _arith_select(self, op: Op) -> Any:
         c, one, two = (self.values[v] for v in op.operands)
-        if isinstance(one, Value) or isinstance(two, Value):
+        mixed = isinstance(c, Cond) and compares(c) and isinstance(one, Poly)
+        if isinstance(one, Value) or isinstance(two, Value) or mixed:
             a, b = map(self.value, op.operands[1:])
             c = self.cond(op.operands[0])
             if self.missing != FALSE and set(conjuncts(negation(self.missing))) <= {*conjuncts(c)}:
@@ -308,6 +351,11 @@ class Lift(Run):
         found = indices(access.offset, self.tensors[access.tensor])
         if found is None:
             raise Unreadable(f"the indices of {access.name} are not seen")
+        store = self.tensors[access.tensor]
+        if not store.is_input:  # that these are the ones is not among the claims on addresses
+            inside = both(*map(partial(between, 0), found, store.shape))
+            if not self.prove([self.given, access.facts], inside):
+                raise Unreadable(f"the indices of {access.name} are not known")
         return found
 
     def _tt_load(self, op: Op) -> Any:
@@ -315,7 +363,11 @@ class Lift(Run):
         access, (result,) = self.access("load", op, mask), op.results
         at = self.places(access)
         other: Any = self.values[op.operands[2]] if len(op.operands) > 2 else None
+        if access.tensor not in self.temporaries and not self.tensors[access.tensor].is_input:
+            raise Unreadable(f"{access.tensor} is read where it is written")
         if access.tensor in self.temporaries:
+            if other is not None:
+                other = self.value(op.operands[2])
             filled = self.temporaries[access.tensor]
             change = dict(zip((Atom("symbol", (n,)) for n in filled.names), at, strict=True))
             read: Any = filled.value.changed(change)
@@ -331,7 +383,7 @@ class Lift(Run):
         if mask == TRUE:
             return read
         if other is None:
-            anything = Factor("load", (f"undefined!{next(self.numbers)}", at))
+            anything = Factor("load", (f"undefined!{next(_UNDEFINED)}", at))
             other = Value(real(anything))
         return select(mask, read, other)
 
@@ -376,9 +428,26 @@ class Lift(Run):
         domain = between(0, symbol(name), shape[axis])
         own = self.value(op.operands[0])
         self.masks |= {own.below, own.above} - {TRUE, FALSE}
+        if kind in ("maximum", "minimum"):
+            self.something(own, axis, shape)
         self.values[op.results[0]] = (
             reduce_over(kind, [name], domain, moved) if shape[axis] > 1 else moved
         )
+
+    def something(self, x: Value, axis: int, shape: Sequence[int]) -> None:
+        """That a maximum's tile has its first element: noted in a loop, to be known elsewhere.
+
+        Masks that depend on data are excused there: as in the spec, they may leave nothing.
+        """
+        along = Atom("lane", (axis,))
+        parts = conjuncts(both(negation(x.below), negation(x.above)))
+        parts = tuple(c for c in parts if along.key in names_of(c))
+        if self.loops:
+            self.firsts.append((cond_changed(both(*parts), {along: poly(0)}), shape))
+            return
+        plain = both(*(c for c in parts if not compares(c) and not _of_data(c)))
+        if not self.holds(mapped(plain, {along: poly(0)}.get), shape):
+            raise Unreadable("a maximum that may be over nothing")
 
     def combined(self, region: Region) -> str:
         """The monoid of a reduction's function of two: known by what it gives of two symbols."""
@@ -444,7 +513,7 @@ class Solved:
         if len(lift.lifted.stores) > stores:
             raise Unreadable("a store in a loop that accumulates")
         self.kinds = [self.kind(n, v) for n, v in enumerate(made)]
-        lift.masks = set()
+        lift.masks, lift.firsts = set(), []
         self.added = self.turn([NEUTRAL[k] for k in self.kinds])
         self.start = self.starts(inits)
         self.claims(made)
@@ -453,34 +522,28 @@ class Solved:
             lift.values[r] = self.result(n)
 
     def empty(self) -> None:
-        """Claims that a turn with nothing to reduce leaves accumulators as they start.
+        """Claims that a turn whose tile is masked whole changes no accumulator, nor its start.
 
-        Where each turn has something, there are none.
+        Where each turn has an element, there are none.
         """
         lift = self.lift
         given = (lift.given, lift.path, self.loop.fact)
-        full = [m for n, k in enumerate(self.kinds) if k != "sum" for m in self.first(n)]
-        if all(lift.prove(given, m) for m in full) or not lift.masks:
+        full = (lift.prove([*given, lanes_within(s)], c) for c, s in lift.firsts)
+        if all(full):
             return
-        if len(lift.masks) > 1:
-            raise Unreadable("several masks in one loop, one of which may leave nothing")
+        if len(lift.masks) != 1:
+            raise Unreadable("a maximum in a loop that may be over nothing")
         outer, lift.missing = lift.missing, next(iter(lift.masks))
         neutral = [NEUTRAL[k] for k in self.kinds]
-        made = self.turn(neutral, neutral)
+        before = [Value(self.held("before", n)) for n in range(len(self.kinds))]
+        for states in (neutral, before):
+            for n, v in enumerate(self.turn(states, states)):
+                text = f"{self.name}: accumulator {n} is left by a turn without elements"
+                want = states[n]
+                if states is neutral:  # infinities among them
+                    text, v, want = f"{text}, at its start", _truth(v == want), _truth(True)
+                lift.lifted.claims.append(Claim(text, both(*given), v, want))
         lift.missing = outer
-        for n, v in enumerate(made):
-            text = f"{self.name}: accumulator {n} stays at its start in a turn without elements"
-            same = v == neutral[n]
-            lift.lifted.claims.append(
-                Claim(text, both(*given), Value(real(0 if same else 1)), Value(real(0)))
-            )
-
-    def first(self, n: int) -> Iterator[Cond]:
-        """That the first lane of a maximum's tile has an element."""
-        for f in factors_in([self.real(n)]):
-            if f.kind in ("maximum of", "minimum of"):
-                names, domain, _ = f.args
-                yield mapped(domain, {Atom("symbol", (m,)): poly(0) for m in names}.get)
 
     def kind(self, n: int, made: Value) -> str:
         before = self.held("before", n)
@@ -494,10 +557,10 @@ class Solved:
         """What accumulators are at first, in terms of the statistics then; None where neutral."""
         results: list[Real | None] = []
         statistics = {
-            next(iter(v.real.factors)): self.held("now", n)
+            f: self.held("now", n)
             for n, v in enumerate(inits)
             if self.kinds[n] != "sum" and v.below == v.above == FALSE and v.real is not None
-            and len(v.real.factors) == 1
+            and (f := alone(v.real)) is not None and f.kind == "state"
         }  # fmt: skip
         for n, v in enumerate(inits):
             if v == NEUTRAL[self.kinds[n]]:
@@ -564,6 +627,9 @@ class Solved:
         for n, v in enumerate(made):
             text = f"{self.name}: accumulator {n} is kept by a turn"
             if self.kinds[n] != "sum":
+                states_ = [f for f in factors_in([self.real(n)]) if f.kind == "state"]
+                if any(f.args[0].startswith(f"{self.name} ") for f in states_):
+                    raise Unreadable("a maximum of what the loop accumulates")
                 claimed = largest(self.kinds[n], Value(self.held("before", n)), self.added[n])
                 self.lift.lifted.claims.append(Claim(text, given, v, claimed))
                 continue
@@ -604,6 +670,14 @@ def _placed(x: Real, statistics: Mapping[Factor, Real]) -> Real:
         return changed(to, change)
 
     return changed(x, {}, states)
+
+
+def _truth(c: bool) -> Value:
+    return Value(real(int(c)))
+
+
+def _of_data(c: Cond) -> bool:
+    return any(a.kind in ("loaded", "unknown") for a in atoms_of(c))
 
 
 def _of_poly(x: Poly) -> Real:
@@ -649,24 +723,31 @@ def _float(text: str, element: str) -> float:
 
 
 def rows_by_helper(module: Any) -> dict[str, str]:
-    """Functions of a kernel.py that are the emitter's own helpers, word for word: their rows."""
+    """Functions of a kernel.py that are the emitter's own helpers, word for word: their rows.
+
+    Each must be defined once, call none but such, and mean by `tl` what the emitter does.
+    """
+    import triton.language as tl
+    from triton.runtime.jit import JITFunction
+
     spelt = {row.triton.split("(")[0]: row.name for row in OPS.values()}
+    tree = ast.parse(Path(module.__file__).read_text())
+    defined = [d for d in ast.walk(tree) if isinstance(d, ast.FunctionDef)]
     found, same = {}, set()
     for name, text in HELPERS.items():
         row, own = spelt.get(name.removesuffix("_int")), getattr(module, name, None)
-        if own is None or not hasattr(own, "src"):
+        theirs = [d for d in defined if d.name == name or d.name.startswith(f"{name}__")]
+        ours = [d for d in ast.walk(ast.parse(text)) if isinstance(d, ast.FunctionDef)]
+        if not isinstance(own, JITFunction) or own.fn.__globals__.get("tl") is not tl:
             continue
         if row is not None:
             found[name] = row
-        ours = [d for d in ast.walk(ast.parse(text)) if isinstance(d, ast.FunctionDef)]
-        theirs = ast.parse(textwrap.dedent(own.src)).body[0]
-        assert isinstance(theirs, ast.FunctionDef)
-        if any(_same(d, theirs) for d in ours):
+        if len(theirs) == len(ours) and all(map(_same, ours, theirs)):
             same.add(name)
     return {n: r for n, r in found.items() if set(with_needed({n})) <= same}
 
 
 def _same(one: ast.FunctionDef, two: ast.FunctionDef) -> bool:
     return ast.dump(ast.Module(one.body, [])) == ast.dump(ast.Module(two.body, [])) and (
-        ast.dump(one.args) == ast.dump(two.args)
+        ast.dump(one.args) == ast.dump(two.args) and one.name == two.name
     )

@@ -377,6 +377,11 @@ class Run:
         self.fits(x, result)
         return x
 
+    def _arith_sitofp(self, op: Op) -> Known:
+        if isinstance(self.values[op.operands[0]], Poly):
+            self.exact(op.operands[0])
+        return self.unknown(op.results[0])
+
     def _arith_divsi(self, op: Op) -> Known:
         return self.divided(op)[0]
 

@@ -53,6 +53,8 @@ def _claims(what: str, check: Callable[[], Sequence[Obligation]]) -> Claims:
         obligations = tuple(check())
     except Unreadable as error:
         return Claims(Verdict("unknown", str(error)))
+    except Exception as error:  # a kernel that was not thought of is not proved
+        return Claims(Verdict("unknown", f"{type(error).__name__}: {error}"))
     for status, kind in (("refuted", "refused"), ("unknown", "unknown")):
         for o in obligations:
             if o.status == status:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -193,9 +193,7 @@ class Real:
     def __add__(self, other: Real) -> Real:
         total = dict(self.terms)
         for p, c in other.terms:
-            old = total.get(p, Fraction(0))
-            new = old + c
-            total[p] = new if abs(new) > NEARLY * max(abs(old), abs(c)) else Fraction(0)
+            total[p] = total.get(p, Fraction(0)) + c
         return Real.of(total)
 
     def __neg__(self) -> Real:
@@ -251,8 +249,9 @@ def _product(p: Product, q: Product) -> Product | Real | None:
     """The product; a sum where a power of one becomes whole; None where it is 0."""
     powers = dict(p)
     for f, e in q:
-        powers[f] = powers.get(f, Fraction(0)) + e
-        if abs(powers[f]) < NEARLY:
+        old = powers.get(f, Fraction(0))
+        powers[f] = old + e
+        if abs(powers[f]) <= NEARLY * abs(e) and f.kind == "exp":  # of constants that are rounded
             powers[f] = Fraction(0)
     whole = []
     for f, e in list(powers.items()):
@@ -354,7 +353,7 @@ def power(x: Real, e: Fraction) -> Real:
         if x.number < 0 and e.denominator != 1:
             raise Unreadable("a root of a negative number")
         return real(_root(x.number, e))
-    if not _alone(x) and not law("power of a product"):
+    if not alone(x) and not law("power of a product"):
         return _base(x, e)
     if len(x.terms) == 1:
         ((p, c),) = x.terms
@@ -376,7 +375,16 @@ def _root(c: Fraction, e: Fraction) -> Fraction:
     if e.denominator == 1:
         n = e.numerator
         return Fraction(c.numerator**n, c.denominator**n) if n >= 0 else 1 / _root(c, -e)
-    return Fraction(float(c) ** float(e))
+    return _double(lambda: float(c) ** float(e))
+
+
+def _double(compute: Callable[[], float]) -> Fraction:
+    """A number to the precision of double; Unreadable where that has none for it."""
+    with suppress(OverflowError, ValueError):
+        found = compute()
+        if found and math.isfinite(found):
+            return Fraction(found)
+    raise Unreadable("a constant that double precision does not hold")
 
 
 def _with_powers(p: Product, e: Fraction, c: Fraction) -> Real:
@@ -431,14 +439,10 @@ def exponential(x: Real) -> Real:
     ):
         return real(Factor("exp", (x,)))
     powers: dict[Factor, Fraction] = {}
-    scale = Fraction(1)
-    for p, c in x.terms:
-        if not p:
-            scale *= Fraction(math.exp(float(c)))
-        else:
-            f = Factor("exp", (Real(((p, Fraction(1)),)),))
-            powers[f] = powers.get(f, Fraction(0)) + c
-    return Real.of({_sorted(powers): scale})
+    for p, c in x.terms:  # of a constant: exp(1)^c
+        f = Factor("exp", (Real(((p, Fraction(1)),)),))
+        powers[f] = powers.get(f, Fraction(0)) + c
+    return Real.of({_sorted(powers): Fraction(1)})
 
 
 def logarithm(x: Real) -> Real:
@@ -451,7 +455,7 @@ def logarithm(x: Real) -> Real:
     if (known or scale != 1) and not law("log of a product"):
         return real(Factor("log", (x,)))
     rest = Real.of({_quotient(p, known): c / scale for p, c in x.terms})
-    result = real(Fraction(math.log(scale)))
+    result = real(0 if scale == 1 else _double(lambda: math.log(scale)))
     for f, e in known:
         result = result + f.args[0] * real(e)
     return result + (real(Factor("log", (rest,))) if rest != real(1) else real(0))
@@ -465,7 +469,7 @@ def extreme(kind: str, *values: Real) -> Real:
     """The maximum or minimum of some values; of what is added to all, and of reductions alike."""
     flat: dict[Real, None] = {}
     for v in values:
-        own = _alone(v)
+        own = alone(v)
         flat.update(dict.fromkeys(own.args if own is not None and own.kind == kind else (v,)))
     scales = {v.terms[0][1] if len(v.terms) == 1 and v.terms[0][0] else Fraction(-1) for v in flat}
     (scale,) = scales if len(scales) == 1 else (Fraction(1),)
@@ -478,7 +482,7 @@ def extreme(kind: str, *values: Real) -> Real:
     merged: dict[Any, Factor] = {}
     others = []
     for v in flat:
-        own = _alone(v)
+        own = alone(v)
         if own is None or own.kind != f"{kind} of":
             others.append(v)
             continue
@@ -494,7 +498,7 @@ def extreme(kind: str, *values: Real) -> Real:
     return found[0] if len(found) == 1 else real(Factor(kind, tuple(found)))
 
 
-def _alone(v: Real) -> Factor | None:
+def alone(v: Real) -> Factor | None:
     """The one factor that it is."""
     if len(v.terms) == 1 and v.terms[0][1] == 1 and len(v.terms[0][0]) == 1:
         ((f, e),) = v.terms[0][0]
@@ -576,6 +580,9 @@ def _closed(kind: str, names: Sequence[str], domain: Cond, body: Real) -> Real:
         parts = both(*sorted(conjuncts(cond_changed(domain, change)), key=str))
         ways.append((changed(body, change), parts))
     made, parts = min(ways, key=lambda w: (w[0].key, str(w[1])))
+    if kind == "sum" and len(made.terms) == 1:
+        ((product, c),) = made.terms
+        return real(Factor(kind, (marks, parts, Real(((product, Fraction(1)),))))) * real(c)
     return real(Factor(kind, (marks, parts, made)))
 
 
@@ -612,12 +619,12 @@ def extreme_over(kind: str, names: Sequence[str], domain: Cond, body: Real) -> R
     if len(inner.terms) == 1 and inner.terms[0][1] < 0 and law("maximum moves"):
         kind = "minimum" if kind == "maximum" else "maximum"
         scale, inner = -scale, -inner
-    alone = _alone(inner)
+    nested = alone(inner)
     names = list(names)
-    while alone is not None and alone.kind == f"{kind} of" and law("maximum of maxima"):
-        more, condition, inner = opened(alone)
+    while nested is not None and nested.kind == f"{kind} of" and law("maximum of maxima"):
+        more, condition, inner = opened(nested)
         names, domain = [*names, *more], both(domain, condition)
-        alone = _alone(inner)
+        nested = alone(inner)
     return Real.of(free) + _closed(f"{kind} of", names, domain, inner) * real(scale)
 
 
@@ -634,6 +641,7 @@ def changed(x: Real, change: Change, states: States | None = None) -> Real:
     """The value with atoms of index arithmetic replaced, and factors where `states` says so."""
     memo: dict[Factor, Real] = {}
     moving = {a.key for a in change}
+    incoming = names_of(tuple(change.values()))
 
     def of_cond(c: Cond) -> Cond:
         match c.op:
@@ -669,6 +677,9 @@ def changed(x: Real, change: Change, states: States | None = None) -> Real:
                 return extreme(f.kind, *map(of, f.args))
             case "sum" | "prod" | "maximum of" | "minimum of":
                 names, domain, body = f.args
+                if states is not None or incoming & {*names}:  # what comes in may be captured
+                    names, domain, body = opened(f)
+                    return over(f.kind, names, of_cond(domain), of(body))
                 return over(f.kind, *_reopened(names, of_cond(domain), of(body)))
         return function(f.kind, *map(of, f.args))
 

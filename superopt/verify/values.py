@@ -34,6 +34,7 @@ from superopt.verify.reals import (
     Real,
     States,
     changed,
+    compares,
     cond_changed,
     exponential,
     extreme,
@@ -363,7 +364,11 @@ class Spec:
         own = [self.of(a) for a in e.args]
         if all(isinstance(a, Poly) for a in own) and not is_float(e.dtype):
             whole = e.args[0]
-            found = integer(e.op, *own, sure=whole.dtype == "index" and at_least_zero(whole))
+            sure = whole.dtype == "index" and at_least_zero(whole)
+            divisor = e.args[-1]  # of an index: positive
+            known = divisor.op == "const" or divisor.dtype == "index"
+            divides = e.op in ("floordiv", "mod")
+            found = integer(e.op, *own, sure=sure) if known or not divides else None
             if found is not None:
                 return found
         return apply(e.op, *map(self.value, e.args))
@@ -410,7 +415,7 @@ class Spec:
         one, two = map(self.of, e.args[1:])
         if e.dtype == "bool":
             return either(both(c, self.cond(e.args[1])), both(negation(c), self.cond(e.args[2])))
-        if isinstance(one, Poly) and isinstance(two, Poly):
+        if isinstance(one, Poly) and isinstance(two, Poly) and not compares(c):
             return one if c == TRUE else two if c == FALSE else poly(Atom("choice", (c, one, two)))
         return select(c, self.value(e.args[1]), self.value(e.args[2]))
 
@@ -453,6 +458,8 @@ def integer(name: str, *args: Any, sure: bool) -> Poly | None:
         case "neg", (a,):
             return poly(-a)
         case (("floordiv" | "mod"), (a, b)):
+            if b.number is not None and b.number <= 0:
+                return None
             quotient, rest = (poly(Atom(kind, (a, b))) for kind in ("quotient", "remainder"))
             if a.number is not None and b.number:
                 quotient, rest = map(poly, divmod(a.number, b.number))
