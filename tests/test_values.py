@@ -72,7 +72,7 @@ def spread(x: torch.Tensor) -> torch.Tensor:
 
 
 SHAPES = {
-    weighted: {"x": Tensor(B, N), "y": Tensor(B, N)},
+    weighted: {"x": Tensor(B, 39999), "y": Tensor(B, 39999)},
     spread: {"x": Tensor(B, 262144)},
 }
 
