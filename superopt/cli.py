@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from rich.status import Status
 from rich.table import Table
 
 from superopt.errors import CheckFailed, SuperoptError
+from superopt.process import ONE_THREAD
 
 app = typer.Typer(
     add_completion=False,
@@ -180,7 +183,13 @@ def verify(
 
 
 def main() -> None:
-    app()
+    """The process is ours: torch and sympy fill it with objects that no collection ever frees."""
+    os.environ.update(ONE_THREAD | os.environ)
+    gc.set_threshold(100_000, 10, 10)
+    try:
+        app()
+    finally:
+        gc.freeze()  # else the process looks for cycles in them as it ends
 
 
 if __name__ == "__main__":

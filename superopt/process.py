@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import IO
 
+# numpy's products of small tiles: threads that wait for one another take three times as long
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+
 
 def helper(module: str, interpret: bool, errors: IO[str] | None = None) -> subprocess.Popen[str]:
     """Start `python -m module`. `errors`: where its stderr goes, ours by default."""
@@ -21,5 +24,5 @@ def helper(module: str, interpret: bool, errors: IO[str] | None = None) -> subpr
         text=True,
         bufsize=1,
         start_new_session=True,  # Ctrl-C is the caller's to handle
-        env=os.environ | {"TRITON_INTERPRET": str(int(interpret)), "PYTHONPATH": path},
+        env=ONE_THREAD | os.environ | {"TRITON_INTERPRET": str(int(interpret)), "PYTHONPATH": path},
     )

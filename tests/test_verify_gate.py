@@ -14,10 +14,11 @@ import verify_kernels as kernels
 
 from superopt.mugraph.program import Program
 from superopt.mugraph.trace import trace
+from superopt.process import helper
 from superopt.spec import Tensor, spec
 from superopt.verify import GateResult, SpecShape, Worker, gate, gate_sizes, verify_folder
 from superopt.verify.judge import Judgement, judge, pooled, stored, ulp
-from superopt.verify.worker import points_in
+from superopt.verify.worker import points_in, tame
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,33 @@ def test_a_marginal_verdict_looks_at_more_rows() -> None:
     assert list(few[row]) == [5]
     assert 5 in many[row]
     assert len(many[row]) in (8, 9)  # not 16, at 128 of a row: that many elements are enough
+
+
+def test_infinities_are_excused_where_the_program_has_a_condition_only() -> None:
+    def plain(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w
+
+    def masked(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.where(x < 5, x, 0.0) @ w
+
+    shapes = {"x": Tensor(4, 8), "w": Tensor(8, 8)}
+    without, with_one = (trace(spec(**shapes)(f)).program for f in (plain, masked))
+    inputs = {"x": torch.full((4, 8), float("inf")), "w": torch.ones(8, 8)}
+    assert tame(without, inputs) == []
+    assert [float(t["x"][0, 0]) for t in tame(with_one, inputs)] == [0.0, 4096.0, -4096.0]
+    assert all(t["w"] is inputs["w"] for t in tame(with_one, inputs))  # large, and finite: no copy
+    assert tame(with_one, {**inputs, "x": torch.ones(4, 8)}) == []
+
+
+def test_no_helper_shares_its_core_with_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, dict[str, str]] = {}
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **options: asked.update(options))
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    helper("superopt.verify.worker", interpret=True)
+    assert asked["env"]["OPENBLAS_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")  # whoever sets it knows better
+    helper("superopt.verify.worker", interpret=True)
+    assert asked["env"]["OPENBLAS_NUM_THREADS"] == "4"
 
 
 def test_exact_types_must_be_equal() -> None:

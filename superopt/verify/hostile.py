@@ -118,9 +118,7 @@ class Inputs:
         if change is same:
             return base
         made, most = change(base), torch.finfo(dtype).max
-        if made.isinf().any() and not row.name.startswith(("a few", "rows")):
-            made = made.clamp(-most, most)
-        return made
+        return made if row.name.startswith(("a few", "rows")) else made.clamp_(-most, most)
 
     def _base(
         self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32

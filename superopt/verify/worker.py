@@ -23,7 +23,7 @@ import torch
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.evaluate import Array, Evaluator, run_program
-from superopt.mugraph.expr import Axis, Tensor, toposort
+from superopt.mugraph.expr import TRUE, Axis, Tensor, toposort
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import Program, Store
 from superopt.mugraph.serialize import from_json
@@ -432,12 +432,14 @@ def tame(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[dict[str,
 
     None where all are finite, and where the program has no condition that could mask them.
     """
-    masks = any(e.dtype == "bool" for e in toposort(*program.roots))
-    if not masks or all(t.isfinite().all() for t in inputs.values()):
+    if not any(e.dtype == "bool" and e is not TRUE for e in toposort(*program.roots)):
+        return []
+    wild = {n: t for n, t in inputs.items() if not t.isfinite().all()}
+    if not wild:
         return []
     return [
-        {n: torch.where(t.isfinite(), t, torch.full_like(t, v)) for n, t in inputs.items()}
-        for v in (0, 4096, -4096)
+        {**inputs, **{n: torch.where(t.isfinite(), t, v) for n, t in wild.items()}}
+        for v in (0.0, 4096.0, -4096.0)
     ]
 
 
