@@ -219,11 +219,11 @@ def _combination(y: np.ndarray, columns: list[np.ndarray]) -> np.ndarray | None:
     several = 0
     for n in range(len(y)):
         x = np.stack([c[n] for c in columns], axis=1)
-        size = np.abs(x).max(axis=0) + 1e-30
+        size = np.abs(x).max(axis=0) + 1e-300
         if not (np.isfinite(x).all() and np.isfinite(y[n]).all()):
             return None
         values, _, rank, _ = np.linalg.lstsq(x / size, y[n], rcond=1e-9)
-        if np.abs(x / size @ values - y[n]).max() > 1e-8 * (np.abs(y[n]).max() + 1e-30):
+        if np.abs(x / size @ values - y[n]).max() > 1e-8 * (np.abs(y[n]).max() + 1e-300):
             return None
         if rank == len(columns):
             found[n] = values / size
