@@ -15,7 +15,7 @@ import numpy as np
 import online_programs as table
 import pytest
 import torch
-from disguise import DISGUISES, Disguise
+from disguise import DISGUISES, Disguise, rewritten
 from meter import meter
 from test_disguise import draw
 
@@ -43,7 +43,11 @@ SEARCHED = (
     "group_norm_silu", "linear_cross_entropy", "skewness-262144", "kl_divergence-262144",
     "norm_linear",
 )  # fmt: skip
-DISGUISED = ("attention", "logsumexp-262144", "cross_entropy-50257", "entropy-4096")
+DISGUISED = (
+    "attention", "logsumexp-262144", "cross_entropy-50257", "entropy-4096", "kl_divergence-262144",
+    "group_norm_silu",
+)  # fmt: skip
+MULTIPLIED_OUT = ("norm_linear", "norm_linear_gelu")
 METERED = (
     "logsumexp-262144", "variance-262144", "argmax", "cross_entropy_ignoring", "causal",
     "tree_mask_sdpa",
@@ -150,6 +154,14 @@ def test_launches_and_bytes(row: table.Row) -> None:
 def test_a_disguise_does_not_hide_it(row: table.Row, disguise: Disguise) -> None:
     found = problems(row, disguise.of(trace(row.spec()).program))
     assert not found, f"{row}, {disguise}:\n  " + "\n  ".join(found)
+
+
+@pytest.mark.parametrize("row", marked(MULTIPLIED_OUT))
+def test_what_is_multiplied_out_is_gathered(row: table.Row) -> None:
+    """`weight*x*scale - weight*mean*scale`: one pass only where it is (x - mean) that is summed."""
+    program = trace(row.spec()).program
+    found = problems(row, next(d for d in DISGUISES if d.of is rewritten).of(program))
+    assert not found, f"{row}:\n  " + "\n  ".join(found)
 
 
 # -- metered, and on the row's hostile inputs ---------------------------------------------------

@@ -131,6 +131,7 @@ PROOFS: dict[str, list[ByInduction | Directly]] = {
     "sum-distributes": [
         ByInduction((ADDED, SCALED, SCALED_F), ADDED, lambda n: SCALED(n) + SCALED_F(n))
     ],
+    "factor-leaves-total": [Directly(C * A + C * B == C * (A + B))],
     "extreme-shifts": [*both_extremes(lambda e: C + e, lambda m: C + m, True)],
     "extreme-scales": [*both_extremes(lambda e: C * e, lambda m: C * m, C > 0)],
     "inverse-of-product": [Directly(1 / (A * B) == (1 / A) * (1 / B), z3.And(A != 0, B != 0))],

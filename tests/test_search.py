@@ -16,12 +16,15 @@ from superopt import Tensor
 from superopt.cost_model.profile import load_profile
 from superopt.errors import CheckFailed, UsageError
 from superopt.mugraph.evaluate import run_program
-from superopt.mugraph.expr import find, toposort
+from superopt.mugraph.expr import Axis, axis, find, index, load, op, reduce, toposort
+from superopt.mugraph.expr import Tensor as Stored
 from superopt.mugraph.interpret import run_graph
-from superopt.mugraph.program import Config, Program
+from superopt.mugraph.program import Config, Program, store, weights
 from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, Outcome, choices, search_program
+from superopt.search.fingerprint import HOSTILE, KINDS, relative_errors
+from superopt.search.roles import share_axes
 from superopt.verify import check_graph
 
 H200 = load_profile("h200")
@@ -284,3 +287,42 @@ def test_nothing_found_is_an_error() -> None:
     broken = H200.scaled(shared_bytes_per_program=0)
     with pytest.raises(CheckFailed, match="nothing was found"):
         search_program(program, Options(broken, ((),)), progress=interrupt)
+
+
+# -- what a search asks of a program, however it is written ---------------------------------------
+
+
+def test_a_weight_is_no_weight_for_its_layout() -> None:
+    """x is read along the output's rows: it is data, stored by rows or by columns."""
+
+    def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w
+
+    def by_columns(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x.T @ w
+
+    for fn, shape in ((product, (8, 32)), (by_columns, (32, 8))):
+        program = traced(fn, x=shape, w=(32, 32))
+        assert {t.name for t in weights(program)} == {"w"}
+
+
+def test_axes_of_one_extent_take_the_names_that_share_loads() -> None:
+    """The sum reads x[i, n, m], the output x[i, m, n]: held once, not also transposed."""
+    i, m, n = (Axis(name, index(e)) for name, e in (("i", 4), ("m", 8), ("n", 8)))
+    q, r = Axis("q", index(8)), Axis("r", index(8))
+    x, out = (Stored(name, tuple(a.extent for a in (i, m, n)), "f32") for name in ("x", "out"))
+    for bound in ((q, r), (r, q)):
+        total = reduce("sum", (q, r), load(x, map(axis, (i, *bound))))
+        value = op("sub", load(x, map(axis, (i, m, n))), total)
+        (shared,) = share_axes((store(out, (i, m, n), value),), frozenset((m, n)))
+        assert len(set(find(shared.value, "load"))) == 1
+
+
+def test_errors_are_those_of_a_kind_of_input() -> None:
+    """One draw of a kind may be right by luck: the largest error of several counts."""
+    want = np.ones((3, len(HOSTILE)))
+    got = want.copy()
+    got[1, 2] = 1.5
+    errors = relative_errors(want, got)
+    assert len(errors) == len(KINDS) < len(HOSTILE)
+    assert list(np.flatnonzero(errors)) == [0]

@@ -86,12 +86,22 @@ def loads(*roots: Expr) -> Iterator[Expr]:
 
 
 def weights(program: Program) -> set[Tensor]:
-    """Inputs of fixed shape, where others vary; else those that share no output's first extent."""
+    """Inputs of fixed shape, where others vary; else those that share no output's first extent.
+
+    Nor are inputs weights that are indexed by an output's first axis, whichever of theirs it is.
+    """
     fixed = {t for t in program.inputs if all(e.op == "const" for e in t.shape)}
     if len(fixed) < len(program.inputs):
         return fixed
     first = {t.shape[0] for t in program.outputs if t.shape}
-    return {t for t in program.inputs if not t.shape or t.shape[0] not in first}
+    along: set[Tensor] = set()
+    for s in program.stores:
+        rows = s.indices[0].free if s.tensor in program.outputs and s.indices else frozenset()
+        for n in find(s.value, "load"):
+            at = [i for i in n.args[:-1] if next(find(i, "load"), None) is None]
+            if any(i.free & rows for i in at):
+                along.add(n.attr)
+    return {t for t in program.inputs if not t.shape or t.shape[0] not in first} - along
 
 
 # -- the µGraph ---------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Coster:
         self.weights = weights
         self.own: dict[Expr, float] = {}
         self.total: dict[Expr, float] = {}
+        self.depth: dict[Expr, int] = {}
 
     def node(self, e: Expr) -> float:
         cost = self.own.get(e)
@@ -102,6 +103,13 @@ class Coster:
             cost = self.total[e] = sum(self.node(n) for n in nodes if n not in products)
         return cost
 
+    def passes(self, e: Expr) -> int:
+        """How many reductions follow one another, each of which uses the result of the last."""
+        for n in toposort(e) if e not in self.depth else ():
+            below = max((self.depth[a] for a in n.args), default=0)
+            self.depth[n] = below + (n.op == "reduce")
+        return self.depth[e]
+
 
 def _product_of(dot: Expr) -> Expr:
     """The product that a contraction sums: part of the dot, not computed by itself."""
@@ -122,6 +130,7 @@ class Extractor:
     counts: Counts = field(default_factory=Counts)
     terms: dict[int, list[Expr]] = field(default_factory=dict)
     accurate: dict[int, Expr] = field(default_factory=dict)  # the cheapest accurate term
+    shallow: dict[int, dict[int, Expr]] = field(default_factory=dict)  # by the passes allowed
     class_of: dict[Expr, int] = field(default_factory=dict)
 
     def run(self, targets: list[int], rounds: int = 24) -> None:
@@ -189,18 +198,27 @@ class Extractor:
         return True
 
     def _front(self, c: int, ordered: list[Expr]) -> list[Expr]:
-        """The cheapest terms, the cheapest accurate ones among them.
+        """The cheapest terms, the cheapest accurate ones among them, and those of fewer passes.
 
         A safe and an unsafe form have the same real-number value: cost alone would drop the safe
-        one.
+        one. What costs a product more may be what a loop computes in one pass.
         """
         if len(ordered) < 2:
             return ordered
         best = ordered[:KEEP]
         safe = [t for t, ok in zip(ordered, self.accuracy.safe(ordered), strict=True) if ok]
         self.accurate[c] = min(safe or ordered, key=self.cost)
+        self.shallow[c] = self._by_passes(ordered, set(safe))
         missing = [t for t in safe[:SAFE] if t not in best]
-        return [*best[: KEEP - len(missing)], *missing]
+        best = [*best[: KEEP - len(missing)], *missing]
+        return list(dict.fromkeys([*best, *self.shallow[c].values()]))
+
+    def _by_passes(self, ordered: list[Expr], safe: set[Expr]) -> dict[int, Expr]:
+        """For each number of passes below the cheapest term's: the cheapest, accurate if any is."""
+        found: dict[int, Expr] = {}
+        for t in sorted(ordered, key=lambda t: t not in safe):
+            found.setdefault(self.cost.passes(t), t)
+        return {n: t for n, t in sorted(found.items()) if n < self.cost.passes(ordered[0])}
 
     def _choices(self, children: tuple[int, ...]) -> Iterator[tuple[Expr, ...]]:
         """The children's best terms; their accurate ones; one child's next best at a time."""
@@ -213,6 +231,8 @@ class Extractor:
         accurate = {c: self.accurate.get(c, f[0]) for c, f in fronts.items()}
         if accurate != best:
             yield tuple(accurate[c] for c in classes)
+        for most in sorted({n for c in classes for n in self.shallow.get(c, ())}):
+            yield tuple(self.shallow.get(c, {}).get(most, accurate[c]) for c in classes)
         for changed, front in fronts.items():
             for other in front[1:]:
                 yield tuple(other if c == changed else best[c] for c in classes)

@@ -185,7 +185,7 @@ class LoopAccuracy(Accuracy):
         self._dims: dict[Axis, int] = {}  # one order of axes, so that values compare
 
     def loop_errors(self, value: Expr, k: Axis, plain: Expr) -> Array:
-        """A world each, against `plain` in float64: what the value is over the reals."""
+        """A kind of world each, against `plain` in float64: what the value is over the reals."""
         key = (value, plain, k)
         if key not in self._loops:
             if (plain, k) not in self._wanted:

@@ -9,15 +9,16 @@ in one pass a reduction. A role is chosen for every name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice, product
+from itertools import islice, permutations, product
 
 from superopt.mugraph import index as ix
 from superopt.mugraph.expr import (
     Axis,
     Expr,
     axis,
+    find,
     fresh,
     make,
     rebuild,
@@ -32,18 +33,21 @@ from superopt.search.extract import contraction
 LARGEST_WHOLE = 65536  # elements of an axis held in one program
 SMALLEST_LOOP = 128
 MOST_ROLES = 64
+MOST_ORDERS = 6  # in which names are given to the axes of one reduction
 
 
 def share_axes(stores: tuple[Store, ...], held: frozenset[Axis]) -> tuple[Store, ...]:
     """Rename bound axes: to a held stored axis of equal extent, else to the first that fits.
 
     `max[r] x[i, r] ... sum[q] x[i, q]` with r and q as long as the held axis j: both become j.
+    Of several axes of one extent each takes the name with which most loads are those made anyway.
     """
     preferred: dict[Expr, list[Axis]] = {}
     for a in sorted(held, key=lambda a: a.name):
         preferred.setdefault(a.extent, []).append(a)
     memo: dict[Expr, Expr] = {}
     stored = frozenset(a for s in stores for a in s.axes)
+    loads = {n for s in stores for n in find(s.value, "load") if n.free <= stored}
 
     def choose(old: Axis, body: Expr, taken: set[Axis]) -> Axis:
         for candidate in preferred.setdefault(old.extent, []):
@@ -53,19 +57,27 @@ def share_axes(stores: tuple[Store, ...], held: frozenset[Axis]) -> tuple[Store,
         preferred[old.extent].append(new)
         return new
 
+    def named(order: Sequence[Axis], body: Expr) -> dict[Axis, Axis]:
+        binding: dict[Axis, Axis] = {}
+        for a in order:
+            binding[a] = choose(a, body, set(binding.values()))
+        return binding
+
+    def shared(body: Expr, binding: Mapping[Axis, Axis]) -> int:
+        changed = {a: axis(new) for a, new in binding.items() if a != new}
+        return sum(substitute(n, changed) in loads for n in find(body, "load"))
+
     def visit(node: Expr) -> Expr:
         if node in memo:
             return memo[node]
         if node.op == "reduce":
             body = node.args[0]
-            taken: set[Axis] = set()
-            binding: dict[Axis, Expr] = {}
-            for a in node.attr.axes:
-                new = choose(a, body, taken)
-                taken.add(new)
-                if new != a:
-                    binding[a] = axis(new)
-            body = visit(substitute(body, binding))
+            orders = islice(permutations(node.attr.axes), MOST_ORDERS)
+            binding = max((named(order, body) for order in orders), key=lambda b: shared(body, b))
+            taken = set(binding.values())
+            changed = {a: axis(new) for a, new in binding.items() if a != new}
+            body = visit(substitute(body, changed))
+            loads.update(find(body, "load"))
             spec = replace(node.attr, axes=tuple(sorted(taken, key=lambda a: a.name)))
             result = make("reduce", (body,), spec, node.dtype)
         else:

@@ -158,6 +158,28 @@ def _product_flattens(g: EGraph, c: int, n: ENode) -> Iterator[int]:
                 yield g.add(ENode("*", n.attr * product.attr, children), g[c].dtype)
 
 
+def _factor_leaves_total(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    if n.op != "+" or len(n.children) > 4 or g[c].dtype not in ("f32", "f64"):
+        return
+    dtype = g[c].dtype
+    forms = [[m for m in g[t].nodes if m.op == "*"] for t in n.children]
+    for common in sorted({f for own in forms for m in own for f in m.children}):
+        having = [next((m for m in own if common in m.children), None) for own in forms]
+        products = [m for m in having if m is not None]
+        if len(products) < 2 or all(len(m.children) == 1 for m in products):
+            continue
+        rests = [_without(g, m, common, dtype) for m in products]
+        gathered = g.product(1.0, [common, g.total(0.0, rests, dtype)], dtype)
+        others = [t for t, m in zip(n.children, having, strict=True) if m is None]
+        yield g.add(ENode("+", n.attr, tuple(sorted([*others, gathered]))), dtype)
+
+
+def _without(g: EGraph, product: ENode, factor: int, dtype: str) -> int:
+    left = list(product.children)
+    left.remove(factor)
+    return g.product(product.attr, left, dtype)
+
+
 RULES: tuple[Rule, ...] = (
     Rule("factor-leaves-sum", "sum[k] c*e -> c * sum[k] e",
          "c does not vary along k; c finite, or k not empty: assumed", _factor_leaves_sum),
@@ -166,6 +188,7 @@ RULES: tuple[Rule, ...] = (
          "a does not vary along k, c not along j", _sums_exchange),
     Rule("sum-distributes", "sum[k] c*(a+b) -> sum[k] c*a + sum[k] c*b",
          "all sums are finite: assumed", _sum_distributes),
+    Rule("factor-leaves-total", "c*a + c*b -> c*(a+b)", "c finite: assumed", _factor_leaves_total),
     Rule("extreme-shifts", "max[k] c+e -> c + max[k] e",
          "c does not vary along k; c finite: assumed", _extreme_shifts),
     Rule("extreme-scales", "max[k] c*e -> c * max[k] e", "c is a positive constant",

@@ -329,7 +329,7 @@ class Space:
         extractor.run(list(roots))
         self.tally.counts.add(extractor.counts)
         terms = [extractor.terms.get(self.graph.find(r), []) for r in roots]
-        terms = [_ordered([*t, *map(extractor.unified, t)], coster)[:KEEP] for t in terms]
+        terms = [_kept([*t, *map(extractor.unified, t)], coster) for t in terms]
         if self.exhaustive is not None and not given:
             terms = [self._without_guide(t, coster) for t in terms]
         return terms
@@ -544,6 +544,17 @@ def _stored(value: Expr, dtype: str) -> Expr:
 
 def _ordered(terms: Iterable[Expr], cost: Coster) -> list[Expr]:
     return sorted(dict.fromkeys(terms), key=lambda t: (cost(t), t.size, t.digest))
+
+
+def _kept(terms: list[Expr], cost: Coster) -> list[Expr]:
+    """The cheapest terms, and for each number of passes below these the cheapest."""
+    ordered = _ordered(terms, cost)
+    kept = ordered[:KEEP]
+    fewer: dict[int, Expr] = {}
+    for t in ordered:
+        fewer.setdefault(cost.passes(t), t)
+    least = min(map(cost.passes, kept), default=0)
+    return [*kept, *(t for n, t in sorted(fewer.items()) if n < least)]
 
 
 def _choices(terms: list[list[Expr]]) -> Iterator[tuple[Expr, ...]]:
