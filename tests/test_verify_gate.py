@@ -40,6 +40,7 @@ SOUND = {
     "norm_linear": (kernels.norm_linear, kernels.NORM_LINEAR),
     "softmax_rows": (kernels.softmax_rows, kernels.SOFTMAX),
     "centred_rows": (kernels.centred_rows, kernels.CENTRED),
+    "online_softmax": (kernels.softmax_rows, kernels.ONLINE_SOFTMAX),
 }
 
 
@@ -73,9 +74,12 @@ MUTANTS = [
     ("norm_linear", "triton.cdiv(N, 32))]", "N // 32)]", "no program writes"),
     ("softmax_rows", "x - tl.max(x, axis=0)", "x", "data scale"),
     ("softmax_rows", 'other=float("-inf")', "other=0.0", "ordinary"),
+    ("softmax_rows", "tl.max(x, axis=0)", "tl.maximum(tl.max(x, axis=0), 0.0)", "spread -1000"),
     ("softmax_rows", "_kernel[(x.shape[0],)]", "_kernel[(x.shape[0] + 1,)]", "outside of every"),
     ("centred_rows", "tl.sum(centred * centred, axis=0) / N", "tl.sum(x * x, axis=0) / N - mean * mean", "mean"),  # noqa: E501
     ("centred_rows", "tl.where(cols < N, x - mean, 0.0)", "x - mean", "ordinary"),
+    ("centred_rows", "mask=cols < N, other=0.0", "mask=cols < N", "ordinary"),
+    ("online_softmax", "total * tl.exp(largest - new)", "total", "short tiles"),
     ("centred_rows", "row = tl.program_id(0)", "row = tl.program_id(0) // 2", "twice"),
 ]  # fmt: skip
 
@@ -91,6 +95,34 @@ def test_a_broken_kernel_is_refused(
     assert result.worst > 1
     assert seen in str(result)
     json.dumps(result.to_json(), allow_nan=False)
+
+
+LARGEST = """if triton.knobs.runtime.interpret:
+
+    @triton.jit
+    def largest(x):
+        return tl.{0}(x, axis=0)
+
+else:
+
+    @triton.jit
+    def largest(x):
+        return tl.{1}(x, axis=0)
+
+
+@triton.jit
+def _kernel"""
+
+
+@pytest.mark.parametrize("interpreted, compiled", [("min", "max"), ("max", "min")])
+def test_what_a_gpu_would_run_is_what_is_checked(
+    worker: Worker, tmp_path: Path, interpreted: str, compiled: str
+) -> None:
+    both = LARGEST.format(interpreted, compiled)
+    source = kernels.SOFTMAX.replace("tl.max(x, axis=0)", "largest(x)")
+    source = source.replace("@triton.jit\ndef _kernel", both)
+    result = run(worker, tmp_path, kernels.softmax_rows(), source)
+    assert result.passed == (compiled == "max"), str(result)
 
 
 def test_a_witness_has_row_sizes_index_and_values(worker: Worker, tmp_path: Path) -> None:

@@ -95,6 +95,39 @@ def softmax_rows(x):
 """
 )
 
+ONLINE_SOFTMAX = (
+    HEAD.replace("CONFIGS = {16: 16, 4096: 32}", 'CONFIG = {"BLOCK_N": 64}')
+    + """
+@triton.jit
+def _kernel(x_ptr, out_ptr, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    row = tl.program_id(0)
+    largest = float("-inf")
+    total = 0.0
+    for start in range(0, N, BLOCK_N):
+        cols = start + tl.arange(0, BLOCK_N)
+        x = tl.load(x_ptr + row * N + cols, mask=cols < N, other=float("-inf")).to(tl.float32)
+        new = tl.maximum(largest, tl.max(x, axis=0))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=0)
+        largest = new
+    for start in range(0, N, BLOCK_N):
+        cols = start + tl.arange(0, BLOCK_N)
+        x = tl.load(x_ptr + row * N + cols, mask=cols < N, other=float("-inf")).to(tl.float32)
+        out = tl.exp(x - largest) / total
+        tl.store(out_ptr + row * N + cols, out.to(out_ptr.dtype.element_ty), mask=cols < N)
+
+
+def reference(x):
+    return torch.softmax(x, -1)
+
+
+def softmax_rows(x):
+    x = x.contiguous()
+    out = x.new_empty(x.shape)
+    _kernel[(x.shape[0],)](x, out, x.shape[1], **CONFIG)
+    return out
+"""
+)
+
 CENTRED = (
     HEAD
     + """

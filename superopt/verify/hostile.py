@@ -44,6 +44,24 @@ def _sprinkled(*values: float) -> Change:
     return change
 
 
+def _in_each_row(v: float) -> Change:
+    """One element of each row, here and there, takes this value."""
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        rows = t.clone().reshape(-1, t.shape[-1] if t.dim() else 1)
+        if rows.numel():
+            which = torch.arange(len(rows))
+            rows[which, which * 7 % rows.shape[1]] = v
+        return rows.reshape(t.shape)
+
+    return change
+
+
+def _whole(t: torch.Tensor) -> torch.Tensor:
+    """Whole numbers from -2 to 2: ties, and what a comparison meets exactly."""
+    return t.round().clamp(-2, 2)
+
+
 def _every_third(v: float) -> Change:
     """Whole rows, every third one and the first among them, take this value."""
 
@@ -85,7 +103,10 @@ ROWS = (
     Row("data scale 1e-5", scaled(1e-5)),
     Row("a few infinities", _sprinkled(float("inf"), float("-inf"))),
     Row("a few NaN", _sprinkled(float("nan"))),
+    Row("a NaN in each row", _in_each_row(float("nan"))),
+    Row("whole numbers", _whole),
     Row("mean over spread -30", around(-30.0)),
+    Row("mean over spread -1000", around(-1000.0)),
     Row("zeros", torch.zeros_like),
     Row("other strides", _transposed),
     Row("data scale 1e-2", scaled(1e-2)),
@@ -118,7 +139,8 @@ class Inputs:
         if change is same:
             return base
         made, most = change(base), torch.finfo(dtype).max
-        return made if row.name.startswith(("a few", "rows")) else made.clamp_(-most, most)
+        kept = row.name.startswith(("a few", "a NaN", "rows"))
+        return made if kept else made.clamp_(-most, most)
 
     def _base(
         self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32

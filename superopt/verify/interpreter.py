@@ -2,8 +2,9 @@
 
 Set TRITON_INTERPRET=1 before torch and triton are first imported. `faithful()` mends, for the
 process: bfloat16 arithmetic (3.7 adds and multiplies its bit patterns), rounding to bfloat16 (3.7
-truncates), maximum and minimum of a NaN (a GPU's drop it unless told to propagate), and reductions
-by a function (3.7 takes microseconds an element; here halves are folded, as a GPU does).
+truncates), maximum and minimum of a NaN (a GPU's drop it unless told to propagate), what a masked
+load leaves where no `other` is given (3.7 says 0; it is undefined), and reductions by a function
+(3.7 takes microseconds an element; here halves are folded, as a GPU does).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ Builder = interpreter.InterpreterBuilder
 Executor = interpreter.GridExecutor
 Handle = interpreter.TensorHandle
 _call = Executor.__call__
+_masked_load = Builder.create_masked_load
 
 # of the builder: where the pointers and the mask stand among the arguments, and what it does
 HOOKS = {
@@ -105,6 +107,24 @@ def _bf16_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
     return _dot(self, _wide(a), _wide(b), *rest)
 
 
+def _load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
+    """Lanes that are masked without an `other` hold what cannot pass for a value."""
+    if other is None and not mask.data.all():
+        element = pointers.get_element_ty()
+        dtype = interpreter._get_np_dtype(element)
+        undefined = np.full(pointers.data.shape, _undefined(element, dtype), dtype)
+        other = Handle(undefined, element)
+    return _masked_load(self, pointers, mask, other, *rest)
+
+
+def _undefined(element: Any, dtype: Any) -> Any:
+    if element == tl.bfloat16:
+        return 0x7FC0
+    if dtype == np.bool_:
+        return True
+    return np.nan if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).max // 3
+
+
 def _fold(self: Any, input: Any) -> Any:
     """ReduceOps.generic_reduce: fold the two halves of the axis until one element is left."""
     whole = self.axis is None
@@ -131,6 +151,7 @@ def faithful() -> None:
     """Mend the interpreter of this process; see the module's text."""
     interpreter._convert_float = _convert
     Builder.binary_op, Builder.unary_op, Builder.create_dot = _bf16_binary, _bf16_unary, _bf16_dot
+    Builder.create_masked_load = _load
     Builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
     Builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
     interpreter.ReduceOps.generic_reduce = _fold

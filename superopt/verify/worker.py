@@ -6,6 +6,7 @@ the other end.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +44,9 @@ MARGINAL = 4.0  # times what is allowed: up to here more draws decide
 MORE_ROWS = 16  # of each dimension, for eager's errors, where a verdict is marginal
 REDRAWS = 4
 MOST_REDRAWN = 1 << 27  # elements of input drawn anew for one set of inputs: fewer draws beyond
+SHORT = ", short tiles"  # said of inputs that a kernel was given with its tiles shortened
+SHORT_TILE = 16  # their length, the least that a dot takes; longer where an extent is fixed and
+MOST_TURNS = 32  # would take more turns of a loop than so many
 MOST_COST = 20.0  # estimated seconds of running all programs of launches before the last
 
 
@@ -86,6 +91,7 @@ class Job:
         self.full: bool = job["full"]
         self.module = load(job["kernel"])
         self.kernel: Callable[..., Any] = getattr(self.module, job["name"])
+        self.tables = tables(self.module)
         self.arguments: list[str] = job["arguments"]
         self.has_reference: bool = job["reference"]  # a module's kernel.py carries none that runs
         self.inputs = Inputs(self.program, self.seed)
@@ -99,7 +105,8 @@ class Job:
     def run(self) -> dict[str, Any]:
         plan = list(self.plan())
         try:
-            for n, (row, sizes) in enumerate(plan):
+            for n, (row, sizes, tables) in enumerate(plan):
+                self.module.__dict__.update(tables)
                 self.one(n, len(plan), row, sizes)
         except Failure as failure:
             return self.result(failure.witness)
@@ -117,23 +124,30 @@ class Job:
             "scope": f"{describe(self.sizes)}; {ran}",
         }
 
-    def plan(self) -> Iterator[tuple[Row, dict[str, int]]]:
+    def plan(self) -> Iterator[tuple[Row, dict[str, int], Tables]]:
         """Ordinary inputs at every size; each hostile row at one size, a different one in turn.
 
         What is refused is mostly refused by hostile inputs: these come before the other sizes. A
-        full run is about which elements are written: it takes ordinary inputs alone.
+        full run is about which elements are written: it takes ordinary inputs alone. Where tiles
+        are long, all rows are run with short ones too: loops then turn several times.
         """
         first, *others = self.sizes
-        yield ROWS[0], first
+        yield ROWS[0], first, self.tables
         if not self.full:
             elements = [sum(self.numel(t, s) for t in self.program.inputs) for s in self.sizes]
             least = min(elements)
             large = [s for s, n in zip(self.sizes, elements, strict=True) if n > least]
             small = [s for s in large if all(v <= 32 for v in s.values())] or large or self.sizes
             for n, row in enumerate(ROWS[1:]):
-                yield row, small[n % len(small)]
+                yield row, small[n % len(small)], self.tables
+            shortened = with_short_tiles(self.tables, short_tile(self.program))
+            if shortened != self.tables:
+                several = max(self.sizes, key=turns)
+                for row in ROWS:
+                    short = replace(row, name=row.name + SHORT)
+                    yield short, several, shortened
         for sizes in others:
-            yield ROWS[0], sizes
+            yield ROWS[0], sizes, self.tables
 
     def numel(self, t: Tensor, sizes: Mapping[str, int]) -> int:
         return int(np.prod([extent_value(e, dict(sizes)) for e in t.shape]))
@@ -228,7 +242,7 @@ class Job:
         store. Costs come from running the first program of each launch, once for each sizes, and
         are counted, not timed, so that the choice is the same everywhere.
         """
-        key = json.dumps(sizes, sort_keys=True)
+        key = json.dumps([sizes, where["inputs"].endswith(SHORT)], sort_keys=True)
         if key not in self.costs:
             _, watch = self.launch(inputs, lambda *_: {0}, where)
             self.costs[key] = [(launch.programs, launch.cost) for launch in watch.launches]
@@ -521,15 +535,64 @@ def _lines(mask: Array, rng: random.Random) -> list[Array]:
     return [np.asarray(sorted(line), np.int64) for line in lines]
 
 
+Tables = Mapping[str, Any]  # a kernel.py's tables of configurations, by the name of the variable
+
+
+def tables(module: ModuleType) -> Tables:
+    return {n: getattr(module, n) for n in ("CONFIG", "CONFIGS") if hasattr(module, n)}
+
+
+def short_tile(program: Program) -> int:
+    """The length of short tiles, a power of two."""
+    tensors = (*program.inputs, *program.outputs)
+    fixed = [e.attr for t in tensors for e in t.shape if e.op == "const"]
+    return max(SHORT_TILE, 1 << (max(fixed, default=1) // MOST_TURNS).bit_length())
+
+
+def with_short_tiles(tables: Tables, most: int) -> Tables:
+    """The tables with no tile longer than so much."""
+    return {name: _short(table, most) for name, table in tables.items()}
+
+
+def _short(entry: Any, most: int) -> Any:
+    """BLOCK_N=128 -> BLOCK_N=16 in a configuration, or in those of a table."""
+    if isinstance(entry, tuple):
+        return tuple(_short(e, most) for e in entry)
+    if not isinstance(entry, dict):
+        return entry
+    return {
+        name: min(value, most) if str(name).startswith("BLOCK_") else _short(value, most)
+        for name, value in entry.items()
+    }
+
+
+def turns(sizes: Mapping[str, int]) -> tuple[int, int]:
+    """How many of the sizes a loop over short tiles takes several turns for, and the largest."""
+    long = [v for v in sizes.values() if v > SHORT_TILE]
+    return len(long), max(long, default=0)
+
+
 def load(path: str) -> ModuleType:
-    """Import a kernel.py, its kernels decorated for the interpreter."""
+    """Import a kernel.py, its kernels decorated for the interpreter but written as for a GPU."""
     spec = importlib.util.spec_from_file_location("superopt_kernel_under_test", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    tree = _ForGpu().visit(ast.parse(Path(path).read_text()))
+    exec(compile(tree, path, "exec"), module.__dict__)
     return module
+
+
+class _ForGpu(ast.NodeTransformer):
+    """Leaves out what stands in for Triton's interpreter alone: it is not what a GPU runs.
+
+    if triton.knobs.runtime.interpret: A else: B -> B
+    """
+
+    def visit_If(self, node: ast.If) -> Any:
+        alone = ast.unparse(node.test) == "triton.knobs.runtime.interpret"
+        return node.orelse if alone else self.generic_visit(node)
 
 
 def serve() -> None:
