@@ -231,8 +231,7 @@ class Run:
         x = self.values[v]
         if not isinstance(x, Poly):
             raise Unreadable("an operation on integers has an operand that is not followed")
-        fits = x.atom is not None and x.atom.kind != "choice"  # whose arms may be anything
-        if x.number is None and not fits:
+        if not _held(x):
             self.fits(x, v)
         return x
 
@@ -595,3 +594,10 @@ def _choice(c: Cond, one: Poly, two: Poly) -> Poly:
     if c in (TRUE, FALSE):
         return one if c == TRUE else two
     return one if one == two else poly(Atom("choice", (c, one, two)))
+
+
+def _held(x: Poly) -> bool:
+    """Whether an integer is a value of the machine as it stands: no sum that may be too large."""
+    if x.atom is not None and x.atom.kind == "choice":
+        return all(map(_held, x.atom.args[1:]))
+    return x.number is not None or x.atom is not None
