@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -137,32 +137,42 @@ def verify_folder(path: Path, seed: int = 0) -> list[CheckResult]:
     """
     report = read_json(path / "report.json")
     shape = SpecShape.from_json(report.get("spec", {}))
-    module = _load(path / "kernel.py")
+    kernel = path / "kernel.py"
+    module = load_kernel(kernel)
     reference = getattr(module, "reference", None)
     if reference is None or not hasattr(module, shape.name):
-        raise UsageError(f"{path}/kernel.py: it must define {shape.name} and reference")
+        raise UsageError(f"{kernel}: it must define {shape.name} and reference")
     traced, results = _traced(shape, reference, seed)
-    limits = _limits(module, traced.program)
     with Worker() as worker, Proving() as proving:
         worker.start()
-        proving.ask(path / "kernel.py", traced.program, shape.ranges)
+        proving.ask(kernel, traced.program, shape.ranges)
         results += [_graph(traced.program, g, seed) for g in _graphs(path)]
-
-        def check(sizes: list[dict[str, int]], full: bool) -> GateResult:
-            seconds = FULL_SECONDS if full else SECONDS
-            common: dict[str, Any] = {"worker": worker, "name": shape.name, "seed": seed}
-            return gate(
-                traced, path / "kernel.py", sizes=sizes, full=full, seconds=seconds, **common
-            )
-
-        results.append(_gated("gate", check(gate_sizes(traced.program, limits), False)))
-        small = gate_sizes(traced.program)[:3]
-        results.append(_gated("every element written", check(small, True)))
-        proof = proving.result()
-    for check_, claims in (("addresses", proof.addresses), ("values", proof.values)):
-        verdict = claims.verdict
-        results.append(CheckResult(check_, verdict.passed, str(claims), verdict.witness))
+        results += run_checks(traced, kernel, module, worker, seed)
+        results += proof_checks(proving)
     return results
+
+
+def run_checks(
+    traced: Traced, kernel: Path, module: ModuleType, worker: Worker, seed: int = 0
+) -> Iterator[CheckResult]:
+    """What a kernel.py does when it is run; a caller may stop at the first that fails.
+
+    `module`: the kernel.py, of which only the table of configurations is read.
+    """
+    sizes = gate_sizes(traced.program, _limits(module, traced.program))
+    common: dict[str, Any] = {"worker": worker, "seed": seed}
+    yield _gated("gate", gate(traced, kernel, sizes=sizes, seconds=SECONDS, **common))
+    small = gate_sizes(traced.program)[:3]
+    whole = gate(traced, kernel, sizes=small, full=True, seconds=FULL_SECONDS, **common)
+    yield _gated("every element written", whole)
+
+
+def proof_checks(proving: Proving) -> Iterator[CheckResult]:
+    """What is proved of the kernel.py that was asked about."""
+    proof = proving.result()
+    for check, claims in (("addresses", proof.addresses), ("values", proof.values)):
+        verdict = claims.verdict
+        yield CheckResult(check, verdict.passed, str(claims), verdict.witness)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -179,7 +189,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _load(path: Path) -> ModuleType:
+def load_kernel(path: Path) -> ModuleType:
+    """Import a kernel.py. Raises UsageError where that fails."""
     spec = importlib.util.spec_from_file_location(f"superopt_verified_{path.parent.name}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UsageError(f"{path}: no such file; give the folder of one kernel, DIR/NAME")
