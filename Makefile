@@ -1,20 +1,24 @@
 # make demo    search the first example and write results/demo
 # make test    the tests, two at a time (JOBS=n to change)
+# make mutants all broken kernels through the checks (half an hour); writes docs/mutants.md
 # make check   lint, format, types, layers
-# make .venv   what the three above make for themselves
+# make .venv   what those above make for themselves
 
 PYTHON ?= python3.11
 JOBS   ?= 2
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 
-.PHONY: demo test check .venv clean
+.PHONY: demo test mutants check .venv clean
 
 demo: $(STAMP)
 	$(BIN)/superopt search examples/attention.py --out results/demo
 
 test: $(STAMP)
 	$(BIN)/pytest -q -n $(JOBS)
+
+mutants: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m mutants.run --jobs $(JOBS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Kernels broken on purpose: `superopt verify` must refuse each, and accept each unbroken one."""

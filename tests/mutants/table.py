@@ -1,0 +1,91 @@
+"""docs/mutants.md, written from the outcomes of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+CHECKS = (
+    "compiling", "addresses", "addresses, undecided", "gate", "every element written",
+)  # fmt: skip
+HEAD = """# Mutants: what `superopt verify` refuses
+
+Written by `make mutants`; do not edit.
+
+The {kernels} programs of `tests/mutants/programs.py` were searched, and what was found is kept in
+`tests/mutants/found` as µGraphs. Each is emitted anew and broken by the operators of
+`tests/mutants/operators.py`, one edit a mutant, in its jitted functions and in the host code that
+allocates and launches. A mutant goes through the checks of `superopt verify`, proofs first, and is
+counted at the first that fails. One that passes all of them is either the same program, which is
+found without those checks (`tests/mutants/equivalence.py`), or a false accept.
+
+- **compiling**: Triton refuses the text.
+- **addresses**: a claim on addresses is false; **undecided**: Z3 shows neither, which is no pass.
+- **gate**, **every element written**: the text was run in Triton's interpreter.
+- **the same program**: Triton's IR and the launches are equal; or else the outputs are equal bit
+  for bit on the draws of `tests/mutants/runs.py`, and a row of a closed list says why that is no
+  accident.
+
+"""
+
+
+class Fate(Protocol):
+    """What a table needs of an outcome."""
+
+    kernel: str
+    operator: str
+    check: str
+    means: str
+    diff: str
+
+    @property
+    def accepted(self) -> bool: ...
+
+
+def page(outcomes: Sequence[Fate], rejected: Sequence[str], kernels: int) -> str:
+    same = Counter(o.means for o in outcomes if o.means)
+    accepted = [o for o in outcomes if o.accepted]
+    refused = sum(bool(o.check) for o in outcomes)
+    summary = (
+        f"{kernels} kernels, {len(outcomes)} mutants: {refused} refused, {same.total()} the same"
+        f" program, {len(accepted)} false accepts. {len(rejected)} false rejects of the kernels"
+        " unbroken."
+    )
+    parts = [
+        HEAD.format(kernels=kernels) + summary,
+        "## By operator\n\n" + "\n".join(_table(outcomes, lambda o: o.operator)),
+        "## By kernel\n\n" + "\n".join(_table(outcomes, lambda o: o.kernel)),
+        "## The same program\n\n" + "\n".join(_rows(["means", "mutants"], same.most_common())),
+    ]
+    if accepted or rejected:
+        shown = [f"{o}\n\n```diff\n{o.diff}\n```" for o in accepted]
+        parts.append("## Failures\n\n" + "\n\n".join([*rejected, *shown]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(outcomes: Iterable[Fate], of: Callable[[Fate], str]) -> Iterator[str]:
+    """A row a group, in the order of its name; a column a check. Checks of no kill have none."""
+    counts = Counter((of(o), _fate(o)) for o in outcomes)
+    others = sorted({f for _, f in counts} - {*CHECKS, "same", "accepted"})
+    checks = [c for c in (*CHECKS, *others) if any(f == c for _, f in counts)]
+    columns = [*checks, "same", "accepted"]
+    rows = [
+        (name, sum(counts[name, c] for c in columns), *(counts[name, c] for c in columns))
+        for name in sorted({n for n, _ in counts})
+    ]
+    totals = ("all", *(sum(int(r[n]) for r in rows) for n in range(1, len(columns) + 2)))
+    yield from _rows(
+        ["", "mutants", *columns[:-2], "the same program", "accepted"], [*rows, totals]
+    )
+
+
+def _fate(o: Fate) -> str:
+    return o.check or ("same" if o.means else "accepted")
+
+
+def _rows(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    yield "| " + " | ".join(titles) + " |"
+    yield "|---|" + "---:|" * (len(titles) - 1)
+    for row in rows:
+        yield "| " + " | ".join(map(str, row)) + " |"
