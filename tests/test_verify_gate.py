@@ -79,7 +79,8 @@ MUTANTS = [
     ("centred_rows", "tl.sum(centred * centred, axis=0) / N", "tl.sum(x * x, axis=0) / N - mean * mean", "mean"),  # noqa: E501
     ("centred_rows", "tl.where(cols < N, x - mean, 0.0)", "x - mean", "ordinary"),
     ("centred_rows", "mask=cols < N, other=0.0", "mask=cols < N", "ordinary"),
-    ("online_softmax", "total * tl.exp(largest - new)", "total", "short tiles"),
+    ("online_softmax", "total * tl.exp(largest - safe)", "total", "short tiles"),
+    ("online_softmax", 'tl.where(new == float("-inf"), 0.0, new)', "new", "begin with -inf"),
     ("centred_rows", "row = tl.program_id(0)", "row = tl.program_id(0) // 2", "twice"),
 ]  # fmt: skip
 
@@ -284,6 +285,17 @@ def test_no_helper_shares_its_core_with_threads_of_its_own(monkeypatch: pytest.M
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")  # whoever sets it knows better
     helper("superopt.verify.worker", interpret=True)
     assert asked["env"]["OPENBLAS_NUM_THREADS"] == "4"
+def test_only_a_mask_may_hide_a_nan() -> None:
+    nan = {"x": torch.full((3, 40), float("nan"))}
+
+    def clamped(x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(-1.5, 2.5).amax(-1)
+
+    def masked(x: torch.Tensor) -> torch.Tensor:
+        return x.masked_fill(torch.arange(40) > 7, 0.0).amax(-1)
+
+    found = [tame(trace(spec(x=Tensor(3, 40))(fn)).program, nan) for fn in (clamped, masked)]
+    assert list(map(len, found)) == [0, 3]
 
 
 def test_exact_types_must_be_equal() -> None:

@@ -107,7 +107,8 @@ def _kernel(x_ptr, out_ptr, N: tl.constexpr, BLOCK_N: tl.constexpr):
         cols = start + tl.arange(0, BLOCK_N)
         x = tl.load(x_ptr + row * N + cols, mask=cols < N, other=float("-inf")).to(tl.float32)
         new = tl.maximum(largest, tl.max(x, axis=0))
-        total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=0)
+        safe = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp(largest - safe) + tl.sum(tl.exp(x - safe), axis=0)
         largest = new
     for start in range(0, N, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)

@@ -44,6 +44,24 @@ def _sprinkled(*values: float) -> Change:
     return change
 
 
+def _rising(t: torch.Tensor) -> torch.Tensor:
+    """Rows that rise by 30: what is known of a row changes at each turn of a loop along it."""
+    width = t.shape[-1] if t.dim() else 1
+    return t + (torch.arange(width) * (30.0 / width)).to(t.dtype)
+
+
+def _begun(v: float) -> Change:
+    """The first half of each row takes this value."""
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        t = t.clone()
+        if t.dim():
+            t[..., : t.shape[-1] // 2] = v
+        return t
+
+    return change
+
+
 def _in_each_row(v: float) -> Change:
     """One element of each row, here and there, takes this value."""
 
@@ -105,6 +123,9 @@ ROWS = (
     Row("a few NaN", _sprinkled(float("nan"))),
     Row("a NaN in each row", _in_each_row(float("nan"))),
     Row("whole numbers", _whole),
+    Row("data scale 4", scaled(4.0)),
+    Row("rows that rise", _rising),
+    Row("rows that begin with -inf", _begun(float("-inf"))),
     Row("mean over spread -30", around(-30.0)),
     Row("mean over spread -1000", around(-1000.0)),
     Row("zeros", torch.zeros_like),

@@ -446,7 +446,7 @@ def tame(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[dict[str,
 
     None where all are finite, and where the program has no condition that could mask them.
     """
-    if not any(e.dtype == "bool" and e is not TRUE for e in toposort(*program.roots)):
+    if not any(e.dtype == "bool" and e.op != "const" for e in toposort(*program.roots)):
         return []
     wild = {n: t for n, t in inputs.items() if not t.isfinite().all()}
     if not wild:

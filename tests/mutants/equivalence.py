@@ -21,10 +21,13 @@ from superopt.mugraph.serialize import to_json
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an operator's edits of some statements may leave the program as it was."""
+    """Why an operator's edits of some statements may leave the program as it was.
+
+    `found`: a regular expression, of the statement or of the edited line.
+    """
 
     operators: tuple[str, ...]
-    statement: str  # a regular expression
+    found: str
     why: str
 
 
@@ -35,7 +38,16 @@ REASONS = (
         r"^for \w+ in range\(|_end = ",
         "as many turns, or one more whose lanes are all masked",
     ),
-    Reason(("other value of masked lanes",), r"tl\.load\(", "the lanes are masked again"),
+    Reason(
+        ("another operator", "number of programs"),
+        r"^programs = ",
+        "as many programs, or one more whose lanes are all masked",
+    ),
+    Reason(
+        ("other value of masked lanes", "constant changed", "start of an accumulator"),
+        r"tl\.load\(",
+        "the lanes are masked again",
+    ),
     Reason(
         ("near relative of a function",),
         r"\b(max|min)(imum|_along)\(|tl\.reduce\(",
@@ -43,14 +55,27 @@ REASONS = (
     ),
     Reason(
         ("constant changed", "condition dropped", "start of an accumulator"),
-        r"tl\.where\((\w+) != \1,",
+        r"tl\.where\((\w+) != \1,|== float\(\W-inf\W\), 1\.0,",
         "a shift of sums may be any number",
+    ),
+    Reason(
+        ("start of an accumulator", "constant changed", "condition dropped"),
+        r"^\w+ = tl\.(zeros|full)\(|\* tl\.where\(isnan, ",
+        "it is multiplied by 0 before it counts",
+    ),
+    Reason(("operands swapped",), r"^difference\w* = ", "the square of a difference has no sign"),
+    Reason(
+        ("condition dropped", "start of an accumulator"),
+        r"tl\.where\(in_",
+        "the lanes hold nothing that counts, masked or not",
     ),
     Reason(
         ("comparison with or without its bound",),
         r"tl\.where\(",
         "both values are the same at the bound",
     ),
+    Reason(("another axis",), r"\[:, None\]", "a tile of one element"),
+    Reason(("near relative of a function",), r"= tl\.cdiv\(", "tiles of one element"),
 )
 
 
@@ -130,7 +155,10 @@ class Classifier:
 def reason(mutant: Mutant) -> str:
     """Why equal values are no accident; empty where nothing on the list says so."""
     for r in REASONS:
-        if mutant.operator in r.operators and re.search(r.statement, mutant.statement):
+        edited = mutant.text.splitlines()[mutant.line - 1].strip()
+        if mutant.operator in r.operators and any(
+            re.search(r.found, text) for text in (mutant.statement, edited)
+        ):
             return r.why
     return ""
 
