@@ -127,9 +127,9 @@ class Job:
     def plan(self) -> Iterator[tuple[Row, dict[str, int], Tables]]:
         """Ordinary inputs at every size; each hostile row at one size, a different one in turn.
 
-        What is refused is mostly refused by hostile inputs: these come before the other sizes. A
-        full run is about which elements are written: it takes ordinary inputs alone. Where tiles
-        are long, all rows are run with short ones too: loops then turn several times.
+        What is refused is mostly refused by hostile inputs: these come before the other sizes.
+        Where tiles are long, all rows are run with short ones too: loops then turn several times.
+        A full run is about which elements are written: it takes ordinary inputs alone.
         """
         first, *others = self.sizes
         yield ROWS[0], first, self.tables
@@ -140,14 +140,13 @@ class Job:
             small = [s for s in large if all(v <= 32 for v in s.values())] or large or self.sizes
             for n, row in enumerate(ROWS[1:]):
                 yield row, small[n % len(small)], self.tables
-            shortened = with_short_tiles(self.tables, short_tile(self.program))
-            if shortened != self.tables:
-                several = max(self.sizes, key=turns)
-                for row in ROWS:
-                    short = replace(row, name=row.name + SHORT)
-                    yield short, several, shortened
         for sizes in others:
             yield ROWS[0], sizes, self.tables
+        shortened = with_short_tiles(self.tables, short_tile(self.program))
+        if not self.full and shortened != self.tables:
+            several = max(self.sizes, key=turns)
+            for row in ROWS:
+                yield replace(row, name=row.name + SHORT), several, shortened
 
     def numel(self, t: Tensor, sizes: Mapping[str, int]) -> int:
         return int(np.prod([extent_value(e, dict(sizes)) for e in t.shape]))

@@ -65,13 +65,13 @@ REASONS = (
     ),
     Reason(("operands swapped",), r"^difference\w* = ", "the square of a difference has no sign"),
     Reason(
-        ("condition dropped", "start of an accumulator"),
+        ("condition dropped", "start of an accumulator", "another axis"),
         r"tl\.where\(in_",
         "the lanes hold nothing that counts, masked or not",
     ),
     Reason(
-        ("comparison with or without its bound",),
-        r"tl\.where\(",
+        ("comparison with or without its bound", "bound shifted", "constant changed"),
+        r"tl\.where\(.*[<>]",
         "both values are the same at the bound",
     ),
     Reason(("another axis",), r"\[:, None\]", "a tile of one element"),

@@ -30,6 +30,13 @@ found without those checks (`tests/mutants/equivalence.py`), or a false accept.
 """
 
 
+NOTE = """What passes all checks and is not shown to be the same program counts as accepted. What is
+seen of it stands behind it: outputs that differ, though by no more than the gate allows, or the
+same outputs for a reason that is not on the list. A proof of values would decide these.
+
+"""
+
+
 class Fate(Protocol):
     """What a table needs of an outcome."""
 
@@ -60,7 +67,9 @@ def page(outcomes: Sequence[Fate], rejected: Sequence[str], kernels: int) -> str
     ]
     if accepted or rejected:
         shown = [f"{o}\n\n```diff\n{o.diff}\n```" for o in accepted]
-        parts.append("## Failures\n\n" + "\n\n".join([*rejected, *shown]))
+        parts.append(
+            "## False accepts and false rejects\n\n" + NOTE + "\n\n".join([*rejected, *shown])
+        )
     return "\n\n".join(parts) + "\n"
 
 
