@@ -137,7 +137,7 @@ class Classifier:
         first, second = (
             self.launches.ask({"path": str(p), "calls": calls}) for p in (unbroken, path)
         )
-        if first == second:
+        if first == second and first["ir"]:
             return Finding("same IR", "")
         job = {
             "unbroken": str(unbroken),

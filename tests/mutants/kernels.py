@@ -31,7 +31,6 @@ class Unbroken:
     name: str
     shape: SpecShape
     traced: Traced
-    choice: Choice
     text: str
 
 
@@ -43,9 +42,9 @@ def specs() -> dict[str, Spec]:
 @cache
 def unbroken(name: str) -> Unbroken:
     spec = specs()[name]
-    traced, choice = trace(spec), read(name)
+    traced = trace(spec)
     notes = Notes("h200", "a µGraph found before", globals=spec.fn.__globals__)
-    return Unbroken(name, SpecShape.of(spec), traced, choice, emit(traced, [choice], notes))
+    return Unbroken(name, SpecShape.of(spec), traced, emit(traced, [read(name)], notes))
 
 
 def read(name: str) -> Choice:

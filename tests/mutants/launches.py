@@ -1,7 +1,7 @@
 """A process that says what a kernel.py launches, and Triton's IR of that: texts in, texts out.
 
-Run as a script, without TRITON_INTERPRET=1. Lines of JSON: {"path": a kernel.py, "inputs": lists of
-(shape, dtype) for several calls} -> {"launches": ..., "ir": ...}, both texts.
+Run as a script, without TRITON_INTERPRET=1. Lines of JSON: {"path": a kernel.py, "calls": lists of
+(shape, dtype) for several calls} -> {"launches": ..., "ir": ...}, both texts; no IR where it fails.
 """
 
 from __future__ import annotations
