@@ -178,7 +178,8 @@ def run_all(jobs: int, log: Path) -> None:
                 lines.write(json.dumps(asdict(o)) + "\n")
                 lines.flush()
                 print(f"{len(outcomes)} {o}", flush=True)
-    PAGE.write_text(page(outcomes, rejected, len(specs())))
+    all_of = sum(len(broken(name)) for name in specs())
+    PAGE.write_text(page(outcomes, rejected, len(specs()), all_of))
     accepted = [o for o in outcomes if o.accepted]
     print("\n".join([f"{o}\n{o.diff}" for o in accepted] + rejected))
     raise SystemExit(bool(accepted or rejected))

@@ -2,8 +2,8 @@
 
 Run as a script with TRITON_INTERPRET=1. Lines of JSON: {"unbroken": a path, "mutant": a path,
 "program": the program's JSON, "arguments": names in order, "sizes": a list} -> {"differs": where,
-"" if nowhere, "runs": how many}. Outputs must be equal bit for bit; a NaN equals a NaN, and where
-the original itself gives NaN a kernel that does not may give anything.
+"" if nowhere, "runs": how many}. Outputs must be equal bit for bit, but for the sign of zero; a NaN
+equals a NaN, and where the original itself gives NaN a kernel that does not may give anything.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def made(t: Tensor, sizes: Mapping[str, int], draw: Draw, g: torch.Generator) ->
 
 def bits(t: torch.Tensor) -> Any:
     if t.dtype.is_floating_point:
-        t = torch.where(t.isnan(), torch.full_like(t, float("nan")), t)
+        t = torch.where(t.isnan(), torch.full_like(t, float("nan")), t + 0.0)
         return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])
     return t
 

@@ -50,14 +50,15 @@ class Fate(Protocol):
     def accepted(self) -> bool: ...
 
 
-def page(outcomes: Sequence[Fate], rejected: Sequence[str], kernels: int) -> str:
+def page(outcomes: Sequence[Fate], rejected: Sequence[str], kernels: int, all_of: int) -> str:
+    """`rejected`: what failed of the kernels unbroken. `all_of`: how many mutants there are."""
     same = Counter(o.means for o in outcomes if o.means)
     accepted = [o for o in outcomes if o.accepted]
     refused = sum(bool(o.check) for o in outcomes)
     summary = (
-        f"{kernels} kernels, {len(outcomes)} mutants: {refused} refused, {same.total()} the same"
-        f" program, {len(accepted)} false accepts. {len(rejected)} false rejects of the kernels"
-        " unbroken."
+        f"{kernels} kernels; {len(outcomes)} of {all_of} mutants were run: {refused} refused,"
+        f" {same.total()} the same program, {len(accepted)} false accepts. {len(rejected)} false"
+        " rejects of the kernels unbroken."
     )
     parts = [
         HEAD.format(kernels=kernels) + summary,
