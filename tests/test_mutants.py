@@ -13,7 +13,7 @@ from mutants.kernels import specs, unbroken
 from mutants.operators import mutants
 from mutants.run import Checker
 
-OF_EACH = 4  # of the mutants of each of 15 kernels
+KERNELS, OF_EACH = 5, 12  # what a minute is enough for
 
 
 @pytest.fixture(scope="module")
@@ -22,20 +22,21 @@ def checker() -> Iterator[Checker]:
         yield made
 
 
-@pytest.mark.parametrize("name", specs())
+@pytest.mark.parametrize("place", range(KERNELS))
 def test_a_kernel_is_accepted_and_its_mutants_are_refused(
-    name: str, checker: Checker, testrun_uid: str
+    place: int, checker: Checker, testrun_uid: str
 ) -> None:
-    """But for mutants that are shown to be the same program."""
-    kernel = unbroken(name)
+    """But for mutants that are shown to be the same program, and those listed as accepted."""
+    rng = Random(testrun_uid)  # one for all processes of a run
+    kernel = unbroken(rng.sample(list(specs()), KERNELS)[place])
     failed = [r for r in checker.results(kernel, kernel.text) if not r.passed]
     assert not failed
-    for mutant in Random(f"{testrun_uid} {name}").sample(mutants(kernel.text), OF_EACH):
+    for mutant in rng.sample(mutants(kernel.text), OF_EACH):
         outcome = checker.outcome(kernel, mutant)
-        repeat = f"PYTHONPATH=tests python -m mutants.run {name}:{mutant.number}"
+        repeat = f"PYTHONPATH=tests python -m mutants.run {kernel.name}:{mutant.number}"
         assert not outcome.accepted, f"{outcome}\n{outcome.diff}\n{repeat}"
 
 
 def test_there_are_enough() -> None:
     assert len(specs()) >= 12
-    assert sum(len(mutants(unbroken(name).text)) for name in list(specs())[:3]) > 300
+    assert sum(len(mutants(unbroken(name).text)) for name in list(specs())[:3]) >= 600

@@ -40,7 +40,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "mutants.md"
 class Outcome:
     """Of one mutant: the `check` that refused it, or by what `means` it is the same program.
 
-    With neither it is a false accept. `says`: the check's own words, or what was seen.
+    With neither it is a false accept; `awaits` where a proof of values is known to be what it
+    takes. `says`: the check's own words, or what was seen.
     """
 
     kernel: str
@@ -49,16 +50,18 @@ class Outcome:
     line: int
     check: str = ""
     means: str = ""
+    awaits: str = ""
     says: str = ""
     diff: str = ""
     seconds: float = 0.0
 
     @property
     def accepted(self) -> bool:
-        return not self.check and not self.means
+        return not (self.check or self.means or self.awaits)
 
     def __str__(self) -> str:
-        fate = self.check or (f"the same program: {self.means}" if self.means else "ACCEPTED")
+        accepted = f"accepted; awaits values: {self.awaits}" if self.awaits else "ACCEPTED"
+        fate = self.check or (f"the same program: {self.means}" if self.means else accepted)
         said = f" ({self.says})" if self.says else ""
         return f"{self.kernel}:{self.number}, line {self.line}, {self.operator}: {fate}{said}"
 
@@ -112,7 +115,7 @@ class Checker:
             path = self.write(mutant.text)
             seen = self.classifier.finding(kernel, self.unbroken(kernel), path, mutant)
             diff = mutant.diff(kernel.text)
-            found = replace(found, means=seen.means, says=seen.says, diff=diff)
+            found = replace(found, **asdict(seen), diff=diff)
         return replace(found, seconds=round(time.monotonic() - start, 2))
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 CHECKS = (
     "compiling", "addresses", "addresses, undecided", "gate", "every element written",
 )  # fmt: skip
+ENDS = ("the same program", "awaits values", "accepted")
 HEAD = """# Mutants: what `superopt verify` refuses
 
 Written by `make mutants`; do not edit.
@@ -26,11 +27,14 @@ found without those checks (`tests/mutants/equivalence.py`), or a false accept.
 - **the same program**: Triton's IR and the launches are equal; or else the outputs are equal bit
   for bit on the draws of `tests/mutants/runs.py`, and a row of a closed list says why that is no
   accident.
+- **awaits values**: accepted, and known to be: numbers do not show it, a proof of values would.
 
 """
 
 
-NOTE = """What passes all checks and is not shown to be the same program counts as accepted. What is
+NOTE = """## False accepts and false rejects
+
+What passes all checks and is not shown to be the same program counts as accepted. What is
 seen of it stands behind it: outputs that differ, though by no more than the gate allows, or the
 same outputs for a reason that is not on the list. A proof of values would decide these.
 
@@ -44,6 +48,7 @@ class Fate(Protocol):
     operator: str
     check: str
     means: str
+    awaits: str
     diff: str
 
     @property
@@ -54,11 +59,13 @@ def page(outcomes: Sequence[Fate], rejected: Sequence[str], kernels: int, all_of
     """`rejected`: what failed of the kernels unbroken. `all_of`: how many mutants there are."""
     same = Counter(o.means for o in outcomes if o.means)
     accepted = [o for o in outcomes if o.accepted]
+    awaiting = [o for o in outcomes if o.awaits]
     refused = sum(bool(o.check) for o in outcomes)
     summary = (
         f"{kernels} kernels; {len(outcomes)} of {all_of} mutants were run: {refused} refused,"
-        f" {same.total()} the same program, {len(accepted)} false accepts. {len(rejected)} false"
-        " rejects of the kernels unbroken."
+        f" {same.total()} the same program, {len(awaiting)} accepted that await a proof of values,"
+        f" {len(accepted)} other false accepts. {len(rejected)} false rejects of the kernels"
+        " unbroken."
     )
     parts = [
         HEAD.format(kernels=kernels) + summary,
@@ -66,20 +73,21 @@ def page(outcomes: Sequence[Fate], rejected: Sequence[str], kernels: int, all_of
         "## By kernel\n\n" + "\n".join(_table(outcomes, lambda o: o.kernel)),
         "## The same program\n\n" + "\n".join(_rows(["means", "mutants"], same.most_common())),
     ]
-    if accepted or rejected:
-        shown = [f"{o}\n\n```diff\n{o.diff}\n```" for o in accepted]
-        parts.append(
-            "## False accepts and false rejects\n\n" + NOTE + "\n\n".join([*rejected, *shown])
-        )
+    if accepted or awaiting or rejected:
+        parts.append(NOTE + "\n\n".join([*rejected, *map(_shown, [*accepted, *awaiting])]))
     return "\n\n".join(parts) + "\n"
+
+
+def _shown(o: Fate) -> str:
+    return f"{o}\n\n```diff\n{o.diff}\n```"
 
 
 def _table(outcomes: Iterable[Fate], of: Callable[[Fate], str]) -> Iterator[str]:
     """A row a group, in the order of its name; a column a check. Checks of no kill have none."""
     counts = Counter((of(o), _fate(o)) for o in outcomes)
-    others = sorted({f for _, f in counts} - {*CHECKS, "same", "accepted"})
+    others = sorted({f for _, f in counts} - {*CHECKS, *ENDS})
     checks = [c for c in (*CHECKS, *others) if any(f == c for _, f in counts)]
-    columns = [*checks, "same", "accepted"]
+    columns = [*checks, *ENDS]
     rows = [
         (name, sum(counts[name, c] for c in columns), *(counts[name, c] for c in columns))
         for name in sorted({n for n, _ in counts})
@@ -91,7 +99,8 @@ def _table(outcomes: Iterable[Fate], of: Callable[[Fate], str]) -> Iterator[str]
 
 
 def _fate(o: Fate) -> str:
-    return o.check or ("same" if o.means else "accepted")
+    same, awaits, accepted = ENDS
+    return o.check or (same if o.means else awaits if o.awaits else accepted)
 
 
 def _rows(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
