@@ -31,7 +31,8 @@ class Reason:
     why: str
 
 
-REASONS = (
+REASONS = (  # the first that fits
+    Reason(("near relative of a function",), r"= tl\.cdiv\(", "tiles of one element"),
     Reason(("constant changed",), r"tl\.swizzle2d\(", "the programs run in another order"),
     Reason(
         ("bound shifted", "tile skipped or added", "near relative of a function"),
@@ -75,14 +76,12 @@ REASONS = (
         "both values are the same at the bound",
     ),
     Reason(("another axis",), r"\[:, None\]", "a tile of one element"),
-    Reason(("near relative of a function",), r"= tl\.cdiv\(", "tiles of one element"),
 )
 
 
 AWAITS = (
     (r"^(tail|near) = |return tl\.where\(tl\.abs\(x\) < ", "terms of a helper's polynomial"),
     (r"^safe_max = tl\.where\(", "the guard of a prefix of which all is -inf"),
-    (r"^total = difference_sum \* ", "the factor of a sum that is 0 but for rounding"),
 )
 """Statements of which mutants run alike, within what the gate allows, though no reason says that
 they are the same program: false accepts until values are proved. What to find, and what it is."""
