@@ -40,7 +40,12 @@ REASONS = (  # the first that fits
         "as many turns, or one more whose lanes are all masked",
     ),
     Reason(
-        ("another operator", "number of programs"),
+        ("another operator", "constant changed"),
+        r"_full_end = ",
+        "a tile is tested that need not be",
+    ),
+    Reason(
+        ("another operator", "number of programs", "constant changed"),
         r"^programs = ",
         "as many programs, or one more whose lanes are all masked",
     ),

@@ -93,9 +93,7 @@ def _table(outcomes: Iterable[Fate], of: Callable[[Fate], str]) -> Iterator[str]
         for name in sorted({n for n, _ in counts})
     ]
     totals = ("all", *(sum(int(r[n]) for r in rows) for n in range(1, len(columns) + 2)))
-    yield from _rows(
-        ["", "mutants", *columns[:-2], "the same program", "accepted"], [*rows, totals]
-    )
+    yield from _rows(["", "mutants", *columns], [*rows, totals])
 
 
 def _fate(o: Fate) -> str:
