@@ -21,7 +21,7 @@ from torch.export import Dim
 
 import superopt
 from superopt.emit import emit
-from superopt.errors import SuperoptError
+from superopt.errors import IllFormed, SuperoptError
 from superopt.mugraph.expr import MARKERS, Expr, const, make, op, toposort
 from superopt.mugraph.program import KernelGraph, Program, Store, Traced
 from superopt.mugraph.serialize import from_json, to_json
@@ -117,13 +117,13 @@ EDITS = {
     "online": (
         ("0.125", "0.1289"),
         ("/ 8.0", "/ 8.1"),
-        ('float("-inf"))', "-1e4)"),
         ("tl.exp(", "tl.exp2("),
         ("tl.sum(", "tl.max("),
         ("tl.zeros((BLOCK_B,), tl.float32)", "tl.full((BLOCK_B,), 1.0, tl.float32)"),
         ("range(0, N", "range(BLOCK_N, N"),
-        (" + tl.sum(", " - tl.sum("),
         (" * tl.exp(", " / tl.exp("),
+        ("product_sum * rescale", "product_sum"),
+        ("1.0 / exp_sum", "2.0 / exp_sum"),
     ),
     "moments": (
         ("1e-05", "1.03e-05"),
@@ -169,8 +169,8 @@ def broken(e: Expr) -> Iterator[Expr]:
             yield _with(e, node, op(other, *node.args))
         elif node.op == "exp":
             yield _with(e, node, op("exp2", *node.args))
-        elif node.op == "const" and isinstance(node.attr, float) and abs(node.attr) < 1e30:
-            yield _with(e, node, const(node.attr * 1.03 + (not node.attr), node.dtype))
+        elif node.op == "const" and isinstance(node.attr, float) and 1 < abs(node.attr) < 1e30:
+            yield _with(e, node, const(node.attr * 1.03, node.dtype))
 
 
 def _updates(e: Expr, node: Expr) -> Iterator[Expr]:
@@ -200,19 +200,16 @@ def written(traced: Traced, g: KernelGraph, folder: Path, number: int) -> Path |
     sizes = {s.name: 64 for s in traced.program.symbols}
     try:
         text = emit(traced, [cases.choice(g, 16, **sizes)], cases.NOTES)
-    except SuperoptError:
+    except (SuperoptError, IllFormed):
         return None
     path = folder / f"graph{number}.py"
     path.write_text(text)
     return path
 
 
-@pytest.mark.parametrize("name", ["online", "moments"])
-def test_a_broken_graph_is_not_proved(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_broken_graph_is_not_proved(online: tuple[Path, Traced], tmp_path: Path) -> None:
     """Also where what is broken is the law by which an accumulator follows its statistics."""
-    path, traced = request.getfixturevalue(name)
+    path, traced = online
     (data, *_) = json.loads((path.parent / "proof.json").read_text())["graphs"]
     graph = from_json(data)
     (kernel,) = graph.kernels
@@ -230,9 +227,10 @@ def test_a_broken_graph_is_not_proved(
     first, *rest = proofs(jobs)
     assert first["kind"] == "proved", first["why"]
     assert len(rest) >= 6
+    text = whole.read_text().splitlines()
     passed = [job[0] for job, f in zip(jobs[1:], rest, strict=True) if f["kind"] == "proved"]
-    assert [difflib.unified_diff(whole.read_text().split("\n"), p.read_text().split("\n"))
-            for p in passed] == []  # fmt: skip
+    diffs = [difflib.unified_diff(text, p.read_text().splitlines(), n=0) for p in passed]
+    assert ["\n".join(d) for d in diffs] == []
 
 
 # -- normal forms --------------------------------------------------------------------------------

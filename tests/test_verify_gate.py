@@ -285,6 +285,8 @@ def test_no_helper_shares_its_core_with_threads_of_its_own(monkeypatch: pytest.M
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")  # whoever sets it knows better
     helper("superopt.verify.worker", interpret=True)
     assert asked["env"]["OPENBLAS_NUM_THREADS"] == "4"
+
+
 def test_only_a_mask_may_hide_a_nan() -> None:
     nan = {"x": torch.full((3, 40), float("nan"))}
 

@@ -244,8 +244,10 @@ class Forms:
         if by.number is not None and r.terms:  # 3 * 64 + x is 64 * 3 + x, and 70 is 64 + 6
             constant = dict(r.terms).get((), 0)
             q, r = q + constant // by.number, r - constant // by.number * by.number
-        if self.follows(facts, both(le(0, q), between(0, r, by))):
-            return q if a.kind == "quotient" else r
+        for more in (0, 1):
+            whole, rest = q + more, r - by * more
+            if self.follows(facts, both(le(0, whole), between(0, rest, by))):
+                return whole if a.kind == "quotient" else rest
         if q == poly(0) and self.follows(facts, both(le(r, 0), lt(-r, by))):
             return q if a.kind == "quotient" else r  # towards 0, as C does
         return None

@@ -471,10 +471,11 @@ def extreme(kind: str, *values: Real) -> Real:
     for v in values:
         own = alone(v)
         flat.update(dict.fromkeys(own.args if own is not None and own.kind == kind else (v,)))
-    scales = {v.terms[0][1] if len(v.terms) == 1 and v.terms[0][0] else Fraction(-1) for v in flat}
-    (scale,) = scales if len(scales) == 1 else (Fraction(1),)
-    if scale > 0 and scale != 1 and law("maximum moves"):
-        return extreme(kind, *(v * real(1 / scale) for v in flat)) * real(scale)
+    scales = {v.terms[0][1] if len(v.terms) == 1 and v.terms[0][0] else None for v in flat}
+    (scale,) = scales if len(scales) == 1 else (None,)
+    if scale not in (None, 1) and law("maximum moves"):
+        other = {"maximum": "minimum", "minimum": "maximum"}[kind] if scale < 0 else kind
+        return extreme(other, *(v * real(1 / scale) for v in flat)) * real(scale)
     numbers = [v.number for v in flat if v.number is not None]
     if len(numbers) > 1:
         most = max(numbers) if kind == "maximum" else min(numbers)

@@ -186,18 +186,19 @@ def largest(kind: str, a: Value, b: Value) -> Value:
     """The maximum or minimum of two."""
     if a.real is None or b.real is None:
         return NAN
-    if kind == "minimum":
-        return negative(largest("maximum", negative(a), negative(b)))
-    if a.above != FALSE or b.above != FALSE:
-        raise Unreadable("a maximum with infinity")
-    if a.below == TRUE or b.below == TRUE:
-        return b if a.below == TRUE else a
-    found = Value(extreme("maximum", a.real, b.real))
-    if b.below != FALSE:
-        found = select(b.below, Value(a.real), found)
-    if a.below != FALSE:
-        found = select(a.below, Value(b.real), found)
-    return Value(found.real, both(a.below, b.below))
+    up = kind == "maximum"
+    if either(a.above, b.above) != FALSE if up else either(a.below, b.below) != FALSE:
+        raise Unreadable(f"a {kind} with infinity")
+    first, second = (a.below, b.below) if up else (a.above, b.above)  # where it is the other
+    if TRUE in (first, second):
+        return b if first == TRUE else a
+    found = Value(extreme(kind, a.real, b.real))
+    if second != FALSE:
+        found = select(second, Value(a.real), found)
+    if first != FALSE:
+        found = select(first, Value(b.real), found)
+    nothing = both(first, second)
+    return Value(found.real, nothing) if up else Value(found.real, above=nothing)
 
 
 def compare(name: str, a: Value, b: Value) -> Cond:

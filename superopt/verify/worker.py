@@ -25,7 +25,7 @@ import torch
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.evaluate import Array, Evaluator, run_program
-from superopt.mugraph.expr import TRUE, Axis, Tensor, toposort
+from superopt.mugraph.expr import Axis, Tensor, toposort
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import Program, Store
 from superopt.mugraph.serialize import from_json
@@ -46,6 +46,7 @@ REDRAWS = 4
 MOST_REDRAWN = 1 << 27  # elements of input drawn anew for one set of inputs: fewer draws beyond
 SHORT = ", short tiles"  # said of inputs that a kernel was given with its tiles shortened
 SHORT_TILE = 16  # their length, the least that a dot takes; longer where an extent is fixed and
+TURNING = ("ordinary", "rows that rise", "rows that begin with -inf")  # rows run with short tiles
 MOST_TURNS = 32  # would take more turns of a loop than so many
 MOST_COST = 20.0  # estimated seconds of running all programs of launches before the last
 
@@ -128,7 +129,7 @@ class Job:
         """Ordinary inputs at every size; each hostile row at one size, a different one in turn.
 
         What is refused is mostly refused by hostile inputs: these come before the other sizes.
-        Where tiles are long, all rows are run with short ones too: loops then turn several times.
+        Where tiles are long, rows that tell turns of a loop apart are run with short ones too.
         A full run is about which elements are written: it takes ordinary inputs alone.
         """
         first, *others = self.sizes
@@ -145,7 +146,7 @@ class Job:
         shortened = with_short_tiles(self.tables, short_tile(self.program))
         if not self.full and shortened != self.tables:
             several = max(self.sizes, key=turns)
-            for row in ROWS:
+            for row in (r for r in ROWS if r.name in TURNING):
                 yield replace(row, name=row.name + SHORT), several, shortened
 
     def numel(self, t: Tensor, sizes: Mapping[str, int]) -> int:

@@ -81,27 +81,23 @@ REASONS = (  # the first that fits
         "both values are the same at the bound",
     ),
     Reason(("another axis",), r"\[:, None\]", "a tile of one element"),
+    Reason(
+        ("condition dropped", "start of an accumulator", "constant changed"),
+        r"^safe\w* = tl\.where\(",
+        "each turn has an element: its maximum is -inf only where inputs are",
+    ),
 )
-
-
-AWAITS = (
-    (r"^(tail|near) = |return tl\.where\(tl\.abs\(x\) < ", "terms of a helper's polynomial"),
-    (r"^safe_max = tl\.where\(", "the guard of a prefix of which all is -inf"),
-)
-"""Statements of which mutants run alike, within what the gate allows, though no reason says that
-they are the same program: false accepts until values are proved. What to find, and what it is."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """Of a mutant that every check accepts: by what `means` it is the same program.
 
-    Else empty; `awaits` then says whether it is one of those that only a proof of values refuses.
+    Else empty.
     """
 
     means: str
     says: str
-    awaits: str = ""
 
 
 class Process:
@@ -165,13 +161,9 @@ class Classifier:
         }
         found = self.runs.ask(job)
         if found["differs"]:
-            return Finding("", f"differs: {found['differs']}", awaited(mutant))
+            return Finding("", f"differs: {found['differs']}")
         means, says = reason(mutant), f"same values in {found['runs']} runs"
-        return Finding(means, says, "" if means else awaited(mutant))
-
-
-def awaited(mutant: Mutant) -> str:
-    return next((what for found, what in AWAITS if re.search(found, mutant.statement)), "")
+        return Finding(means, says)
 
 
 def reason(mutant: Mutant) -> str:

@@ -75,11 +75,6 @@ def variance(x):
     return torch.var(x, -1), x.mean(-1)
 
 
-@superopt.spec(x=Tensor(B, N), dtype=HALF, tune_at=[{"B": 64, "N": 65536}])
-def argmax(x):
-    return torch.argmax(x, -1), torch.amax(x, -1)
-
-
 @superopt.spec(
     x=Tensor(B, S, 2, 24), cos=Tensor(S, 24), sin=Tensor(S, 24),
     dtype=HALF, tune_at=[{"B": 4, "S": 2048}],

@@ -40,8 +40,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "mutants.md"
 class Outcome:
     """Of one mutant: the `check` that refused it, or by what `means` it is the same program.
 
-    With neither it is a false accept; `awaits` where a proof of values is known to be what it
-    takes. `says`: the check's own words, or what was seen.
+    With neither it is a false accept. `says`: the check's own words, or what was seen.
     """
 
     kernel: str
@@ -50,18 +49,16 @@ class Outcome:
     line: int
     check: str = ""
     means: str = ""
-    awaits: str = ""
     says: str = ""
     diff: str = ""
     seconds: float = 0.0
 
     @property
     def accepted(self) -> bool:
-        return not (self.check or self.means or self.awaits)
+        return not (self.check or self.means)
 
     def __str__(self) -> str:
-        accepted = f"accepted; awaits values: {self.awaits}" if self.awaits else "ACCEPTED"
-        fate = self.check or (f"the same program: {self.means}" if self.means else accepted)
+        fate = self.check or (f"the same program: {self.means}" if self.means else "ACCEPTED")
         said = f" ({self.says})" if self.says else ""
         return f"{self.kernel}:{self.number}, line {self.line}, {self.operator}: {fate}{said}"
 
@@ -88,7 +85,7 @@ class Checker:
     def results(self, kernel: Unbroken, text: str) -> Iterator[CheckResult]:
         """The results of the checks of a text, one at a time."""
         path, original = self.write(text), self.unbroken(kernel)
-        self.proving.ask(path, kernel.shape.ranges)
+        self.proving.ask(path, kernel.traced.program, kernel.shape.ranges)
         runs = run_checks(kernel.traced, path, self.modules[original], self.worker)
         return chain(proof_checks(self.proving), runs)
 

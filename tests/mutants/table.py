@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 CHECKS = (
-    "compiling", "addresses", "addresses, undecided", "gate", "every element written",
+    "compiling", "addresses", "addresses, undecided", "values", "gate", "every element written",
 )  # fmt: skip
-ENDS = ("the same program", "awaits values", "accepted")
+ENDS = ("the same program", "accepted")
 HEAD = """# Mutants: what `superopt verify` refuses
 
 Written by `make mutants`; do not edit.
@@ -23,11 +23,11 @@ found without those checks (`tests/mutants/equivalence.py`), or a false accept.
 
 - **compiling**: Triton refuses the text.
 - **addresses**: a claim on addresses is false; **undecided**: Z3 shows neither, which is no pass.
+- **values**: the values are not proved to be the spec's.
 - **gate**, **every element written**: the text was run in Triton's interpreter.
 - **the same program**: Triton's IR and the launches are equal; or else the outputs are equal bit
   for bit on the draws of `tests/mutants/runs.py`, and a row of a closed list says why that is no
   accident.
-- **awaits values**: accepted, and known to be: numbers do not show it, a proof of values would.
 
 """
 
@@ -36,7 +36,7 @@ NOTE = """## False accepts and false rejects
 
 What passes all checks and is not shown to be the same program counts as accepted. What is
 seen of it stands behind it: outputs that differ, though by no more than the gate allows, or the
-same outputs for a reason that is not on the list. A proof of values would decide these.
+same outputs for a reason that is not on the list.
 
 """
 
@@ -48,7 +48,6 @@ class Fate(Protocol):
     operator: str
     check: str
     means: str
-    awaits: str
     diff: str
 
     @property
@@ -59,13 +58,11 @@ def page(outcomes: Sequence[Fate], rejected: Sequence[str], kernels: int, all_of
     """`rejected`: what failed of the kernels unbroken. `all_of`: how many mutants there are."""
     same = Counter(o.means for o in outcomes if o.means)
     accepted = [o for o in outcomes if o.accepted]
-    awaiting = [o for o in outcomes if o.awaits]
     refused = sum(bool(o.check) for o in outcomes)
     summary = (
         f"{kernels} kernels; {len(outcomes)} of {all_of} mutants were run: {refused} refused,"
-        f" {same.total()} the same program, {len(awaiting)} accepted that await a proof of values,"
-        f" {len(accepted)} other false accepts. {len(rejected)} false rejects of the kernels"
-        " unbroken."
+        f" {same.total()} the same program, {len(accepted)} false accepts. {len(rejected)} false"
+        " rejects of the kernels unbroken."
     )
     parts = [
         HEAD.format(kernels=kernels) + summary,
@@ -73,8 +70,8 @@ def page(outcomes: Sequence[Fate], rejected: Sequence[str], kernels: int, all_of
         "## By kernel\n\n" + "\n".join(_table(outcomes, lambda o: o.kernel)),
         "## The same program\n\n" + "\n".join(_rows(["means", "mutants"], same.most_common())),
     ]
-    if accepted or awaiting or rejected:
-        parts.append(NOTE + "\n\n".join([*rejected, *map(_shown, [*accepted, *awaiting])]))
+    if accepted or rejected:
+        parts.append(NOTE + "\n\n".join([*rejected, *map(_shown, accepted)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -97,8 +94,8 @@ def _table(outcomes: Iterable[Fate], of: Callable[[Fate], str]) -> Iterator[str]
 
 
 def _fate(o: Fate) -> str:
-    same, awaits, accepted = ENDS
-    return o.check or (same if o.means else awaits if o.awaits else accepted)
+    same, accepted = ENDS
+    return o.check or (same if o.means else accepted)
 
 
 def _rows(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
