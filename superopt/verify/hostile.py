@@ -115,6 +115,7 @@ ROWS = (
     Row("ordinary"),
     Row("data scale 1e4", scaled(1e4)),
     Row("mean over spread 1000", around(1000.0)),
+    Row("mean over spread -200", around(-200.0)),
     Row("rows of -inf, masks false", _every_third(float("-inf")), bools=torch.zeros_like),
     Row("data scale 1e2", scaled(1e2)),
     Row("weight scale 8", weight=scaled(8.0)),

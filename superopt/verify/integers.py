@@ -398,6 +398,8 @@ class Encoder:
         self.definitions.append(z3.Implies(d > 0, z3.And(up, down)))
 
     def truth(self, c: Cond) -> Any:
+        if c in (TRUE, FALSE):
+            return z3.BoolVal(c == TRUE, self.context)
         match c.op:
             case "lt" | "le" | "eq":
                 one, two = map(self.integer, c.args)
