@@ -40,7 +40,7 @@ import json, sys
 from superopt.mugraph.serialize import from_json
 from superopt.verify.prover import load, values
 for job in map(json.loads, sys.stdin):
-    claims = values(load(job["path"]), from_json(job["program"]), {}, job["without"])
+    claims = values(load(job["path"]), from_json(job["program"]), job["without"])
     print(json.dumps({"kind": claims.verdict.kind, "laws": claims.laws, "why": str(claims)}))
 """
 

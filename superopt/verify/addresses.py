@@ -114,7 +114,7 @@ def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
     nothing is claimed. Needs a process without TRITON_INTERPRET=1.
     """
     prover = Prover()
-    bounds = bounds_of(ranges)
+    bounds = {name: (_extent(low), _extent(high)) for name, (low, high) in ranges.items()}
     inputs, facts = accepted(module)
     strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
     found: dict[str, Obligation] = {}
@@ -124,10 +124,6 @@ def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
             kept = found.setdefault(obligation.text, obligation)
             found[obligation.text] = max(kept, obligation, key=lambda o: WORSE.index(o.status))
     return list(found.values())
-
-
-def bounds_of(ranges: Ranges) -> Bounds:
-    return {name: (_extent(low), _extent(high)) for name, (low, high) in ranges.items()}
 
 
 def _extent(text: int | str) -> Poly:
@@ -146,6 +142,25 @@ TYPES = {
     "float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64",
     "int8": "*i8", "int16": "*i16", "int32": "*i32", "int64": "*i64", "uint8": "*u8", "bool": "*i1",
 }  # fmt: skip
+
+
+def call_of(launch: LaunchOf) -> tuple[dict[str, str], list[Poly | str]]:
+    """A launch's signature as Triton writes it, and its arguments that are no constants."""
+    name, constants = launch.kernel.__name__, launch.constants
+    if any(not isinstance(v, int | float | bool) for v in constants.values()):
+        raise Unreadable(f"{name}: a constant is not a number")
+    signature = {n: "constexpr" if n in constants else "i32" for n in launch.kernel.arg_names}
+    arguments: list[Poly | str] = []
+    for n, x in launch.arguments.items():
+        if isinstance(x, Store):
+            kind = str(x.dtype).removeprefix("torch.")
+            if kind not in TYPES:
+                raise Unreadable(f"{name}: elements of type {kind}")
+            signature[n] = TYPES[kind]
+            arguments.append(x.name)
+        else:
+            arguments.append(x)
+    return signature, arguments
 
 
 class _PathCheck:
@@ -193,21 +208,8 @@ class _PathCheck:
 
     def launch(self, launch: LaunchOf) -> Iterator[Obligation]:
         name = launch.kernel.__name__
-        constants = dict(launch.constants)
-        if any(not isinstance(v, int | float | bool) for v in constants.values()):
-            raise Unreadable(f"{name}: a constant is not a number")
-        signature = {n: "constexpr" if n in constants else "i32" for n in launch.kernel.arg_names}
-        arguments: list[Poly | str] = []
-        for n, x in launch.arguments.items():
-            if isinstance(x, Store):
-                kind = str(x.dtype).removeprefix("torch.")
-                if kind not in TYPES:
-                    raise Unreadable(f"{name}: elements of type {kind}")
-                signature[n] = TYPES[kind]
-                arguments.append(x.name)
-            else:
-                arguments.append(x)
-        body = read(launch.kernel, signature, constants)
+        signature, arguments = call_of(launch)
+        body = read(launch.kernel, signature, launch.constants)
         self.also_wide(launch, signature, body)
         self.pieces.clear()
 
@@ -293,7 +295,7 @@ class _PathCheck:
             yield Obligation(f"{name}: {store.name} spans fewer than 2**31 elements", "refuted")
         elif narrow:
             yield self.limit(f"{name}: offsets of {store.name} fit 32 bits", product(store.shape))
-        for seen in _views(store):
+        for seen in views(store):
             places = [indices(a.offset, seen) for _, a in accesses]
             found = [
                 o for (p, a), i in zip(accesses, places, strict=True)
@@ -459,7 +461,7 @@ def _solved(number: Poly, block: Poly) -> tuple[Atom, Poly] | None:
     return None
 
 
-def _views(store: Store) -> Iterator[Store]:
+def views(store: Store) -> Iterator[Store]:
     """The tensor as it is, then with neighbouring dimensions joined, to a single one at last."""
     yield store
     if store.is_input:

@@ -17,7 +17,7 @@ from typing import Any
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Tensor
 from superopt.mugraph.program import Program
-from superopt.verify.addresses import TYPES, Prover, Ranges, _views, bounds_of, indices
+from superopt.verify.addresses import Prover, call_of, indices, views
 from superopt.verify.host import LaunchOf, Path, Store, accepted, paths
 from superopt.verify.integers import (
     FALSE,
@@ -537,10 +537,9 @@ def _without_quotient(c: Cond, name: str) -> Cond | None:
 # -- the whole file ------------------------------------------------------------------------------
 
 
-def check_values(module: ModuleType, program: Program, ranges: Ranges) -> list[Obligation]:
+def check_values(module: ModuleType, program: Program) -> list[Obligation]:
     """That a kernel.py's outputs are the program's, for each way through its host code."""
     prover = Prover()
-    bounds = bounds_of(ranges)
     inputs, facts = accepted(module)
     strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
     wanted = spec_values(program.stores)
@@ -551,7 +550,7 @@ def check_values(module: ModuleType, program: Program, ranges: Ranges) -> list[O
     for path in paths(module, inputs, both(facts, strides), prover.decided):
         given = both(facts, strides, path.conditions)
         forms.append(Forms(prover))
-        check = PathValues(forms[-1], path, given, bounds, rows)
+        check = PathValues(forms[-1], path, given, rows)
         check.check_outputs(program)
         for obligation in check.run([(t.name, wanted[t.name]) for t in program.outputs]):
             kept = found.setdefault(obligation.text, obligation)
@@ -583,10 +582,8 @@ def _check_like(t: Store, want: Tensor, given: Cond, prover: Prover) -> None:
 class PathValues:
     """One way through the host code."""
 
-    def __init__(
-        self, forms: Forms, path: Path, given: Cond, bounds: Any, rows: Mapping[str, str]
-    ) -> None:
-        self.forms, self.path, self.given, self.bounds, self.rows = forms, path, given, bounds, rows
+    def __init__(self, forms: Forms, path: Path, given: Cond, rows: Mapping[str, str]) -> None:
+        self.forms, self.path, self.given, self.rows = forms, path, given, rows
         self.tensors = {t.name: t for t in path.tensors}
         self.filled: dict[str, Filled] = {}
         inputs = ", ".join(map(str, conjuncts(path.conditions)))
@@ -618,31 +615,21 @@ class PathValues:
         return found
 
     def lifted(self, launch: LaunchOf) -> list[Lifted]:
-        constants = dict(launch.constants)
-        signature = {n: "constexpr" if n in constants else "i32" for n in launch.kernel.arg_names}
-        arguments: list[Poly | str] = []
-        for n, x in launch.arguments.items():
-            if isinstance(x, Store):
-                signature[n] = TYPES[str(x.dtype).removeprefix("torch.")]
-                arguments.append(x.name)
-            else:
-                arguments.append(x)
-        body, functions = read_calls(launch.kernel, signature, constants)
+        signature, arguments = call_of(launch)
+        body, functions = read_calls(launch.kernel, signature, launch.constants)
 
         def follows(given: Sequence[Cond], claim: Cond) -> bool:
             return self.forms.prover.follows([*given], claim)
 
         def run(piece: Piece) -> Lifted:
             made = Lift(piece, self.given, follows, self.tensors, self.filled, functions, self.rows)
-            made.region(body, list(arguments))
-            made.lifted.given = made.given
+            made.region(body, arguments)
             return made.lifted
 
         return by_piece(launch.programs, self.given, follows, run)
 
     def claim(self, launch: LaunchOf, claim: Claim) -> Obligation:
-        facts = both(claim.given)
-        ok = self.equal(claim.one, claim.two, facts)
+        ok = self.equal(claim.one, claim.two, claim.given)
         text = f"{launch.kernel.__name__}: {claim.text}{self.where}"
         return Obligation(text, "proved" if ok else "unknown")
 
@@ -656,7 +643,7 @@ class PathValues:
         tensor = self.tensors[w.access.tensor]
         names = tuple(f"{tensor.name}[{d}]" for d in range(len(tensor.shape)))
         text = f"{launch.kernel.__name__}: {w.access.name} is the spec's{self.where}"
-        for seen in _views(tensor):
+        for seen in views(tensor):
             at = indices(w.access.offset, seen)
             if at is None:
                 continue
@@ -690,7 +677,7 @@ class PathValues:
                     raise Unreadable(f"{tensor.name} depends on {left}")
                 if tensor.name in self.filled:
                     raise Unreadable(f"{tensor.name} is stored in two places")
-                self.filled[tensor.name] = Filled(names, value, TRUE)
+                self.filled[tensor.name] = Filled(names, value)
                 return []
             _, (theirs, wanted) = own
             rename = {Atom("symbol", (a,)): symbol(b) for a, b in zip(theirs, names, strict=True)}

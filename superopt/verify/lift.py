@@ -100,7 +100,6 @@ class Lifted:
     stores: list[Written] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     states: dict[str, Value] = field(default_factory=dict)  # by name, over its lanes
-    given: Cond = TRUE
 
 
 @dataclass
@@ -109,7 +108,6 @@ class Filled:
 
     names: tuple[str, ...]
     value: Value
-    where: Cond  # what holds of its indices
 
 
 class Lift(Run):
@@ -126,9 +124,7 @@ class Lift(Run):
         self.lifted = Lifted()
         self.watched: dict[Name, Value] = {}
         self.seen: dict[Name, Value] = {}
-        self.missing = (
-            FALSE  # where elements of a maximum's tile are -inf: taken to hold everywhere
-        )
+        self.missing = FALSE  # where a maximum's tile has no elements: taken to be everywhere
         self.firsts: list[tuple[Cond, Sequence[int]]] = []  # that maxima's tiles have an element
         self.masks: set[Cond] = set()  # where elements of maxima's tiles are -inf
 

@@ -28,7 +28,7 @@ from superopt.verify.verdict import Obligation, Verdict
 
 def prove(module: ModuleType, program: Program, ranges: Mapping[str, Sequence[int | str]]) -> Proof:
     """What can be proved of a kernel.py. Needs a process without TRITON_INTERPRET=1."""
-    return Proof(addresses(module, ranges), values(module, program, ranges))
+    return Proof(addresses(module, ranges), values(module, program))
 
 
 def addresses(module: ModuleType, ranges: Mapping[str, Sequence[int | str]]) -> Claims:
@@ -36,15 +36,10 @@ def addresses(module: ModuleType, ranges: Mapping[str, Sequence[int | str]]) -> 
     return _claims("addresses", lambda: check_addresses(module, ranges))
 
 
-def values(
-    module: ModuleType,
-    program: Program,
-    ranges: Mapping[str, Sequence[int | str]],
-    without: Sequence[str] = (),
-) -> Claims:
+def values(module: ModuleType, program: Program, without: Sequence[str] = ()) -> Claims:
     """What can be proved of what it computes, without some of `reals.LAWS`."""
     with laws(without) as cited:
-        found = _claims("values", lambda: check_values(module, program, ranges))
+        found = _claims("values", lambda: check_values(module, program))
         return replace(found, laws=tuple(sorted(cited)))
 
 
