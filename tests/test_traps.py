@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.export import Dim
 
-from superopt.mugraph.program import Program
+from superopt.mugraph.expr import find
+from superopt.mugraph.program import Branch, Program, illegal
 from superopt.mugraph.trace import trace
 from superopt.spec import Tensor, spec
 from superopt.verify.tested import tested as check_tested
 
-B = Dim("B", min=1, max=4096)
+B, N = Dim("B", min=1, max=4096), Dim("N", min=1, max=64)
 FLOAT = {"x": Tensor(B, 24)}
 MASKED = {"x": Tensor(B, 24), "m": Tensor(B, 24, dtype=torch.bool)}
 WHOLE = {"i": Tensor(B, 24, dtype=torch.int64, range=(-9, 10))}
@@ -25,6 +26,7 @@ def rms(x: torch.Tensor, inside: bool) -> torch.Tensor:
 
 
 REFUSED = {
+    "a size that may be one": ({"x": Tensor(B, N)}, lambda x: x.sum(-1), lambda x: x[:, 0] + 0),
     "clamp's bounds": (FLOAT, lambda x: x.clamp(0, 1), lambda x: x.clamp(-5, 3)),
     "relu of a slope": (FLOAT, lambda x: x.relu(), lambda x: torch.maximum(x / 2, x)),
     "root of a square": (FLOAT, lambda x: x.square().sqrt(), lambda x: x + 0),
@@ -83,3 +85,14 @@ def test_its_twin_is_not(name: str) -> None:
     tensors, original, other = ACCEPTED[name]
     verdict = check_tested(program(original, tensors), program(other, tensors), seed=0)
     assert verdict.kind == "tested", str(verdict)
+
+
+def test_a_contraction_split_over_programs_needs_a_merge() -> None:
+    tensors = {"x": Tensor(8, 24), "w": Tensor(24, 16)}
+    program = trace(spec(dtype=torch.float32, **tensors)(lambda x, w: x @ w)).program
+    (k,) = (a for s in program.stores for n in find(s.value, "reduce") for a in n.attr.axes)
+    roles = {a.name: "grid" for s in program.stores for a in s.axes} | {k.name: "grid"}
+    split = Branch(program.stores, tuple(sorted(roles.items())))
+    assert illegal(split) == f"axis {k.name} is reduced but split over programs, with no merge"
+    looped = Branch(program.stores, tuple(sorted((roles | {k.name: "loop"}).items())))
+    assert illegal(looped) is None
