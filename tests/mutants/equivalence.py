@@ -29,6 +29,7 @@ class Reason:
     operators: tuple[str, ...]
     found: str
     why: str
+    rounds: bool = False  # whether outputs may differ, by rounding
 
 
 REASONS = (  # the first that fits
@@ -81,6 +82,20 @@ REASONS = (  # the first that fits
         "both values are the same at the bound",
     ),
     Reason(("another axis",), r"\[:, None\]", "a tile of one element"),
+    Reason(
+        (
+            "another operator",
+            "constant changed",
+            "sign dropped",
+            "operands swapped",
+            "condition dropped",
+            "start of an accumulator",
+            "rescale dropped or reversed",
+        ),
+        r"difference_sum \* ",
+        "deviations from the running mean add up to 0, but for rounding",
+        rounds=True,
+    ),
     Reason(
         ("condition dropped", "start of an accumulator", "constant changed"),
         r"^safe\w* = tl\.where\(",
@@ -161,14 +176,16 @@ class Classifier:
         }
         found = self.runs.ask(job)
         if found["differs"]:
-            return Finding("", f"differs: {found['differs']}")
+            return Finding(reason(mutant, rounds=True), f"differs: {found['differs']}")
         means, says = reason(mutant), f"same values in {found['runs']} runs"
         return Finding(means, says)
 
 
-def reason(mutant: Mutant) -> str:
-    """Why equal values are no accident; empty where nothing on the list says so."""
-    for r in REASONS:
+def reason(mutant: Mutant, rounds: bool = False) -> str:
+    """Why equal values are no accident, or values that differ by rounding; empty where nothing
+    on the list says so.
+    """
+    for r in (r for r in REASONS if r.rounds or not rounds):
         edited = mutant.text.splitlines()[mutant.line - 1].strip()
         if mutant.operator in r.operators and any(
             re.search(r.found, text) for text in (mutant.statement, edited)

@@ -26,8 +26,8 @@ found without those checks (`tests/mutants/equivalence.py`), or a false accept.
 - **values**: the values are not proved to be the spec's.
 - **gate**, **every element written**: the text was run in Triton's interpreter.
 - **the same program**: Triton's IR and the launches are equal; or else the outputs are equal bit
-  for bit on the draws of `tests/mutants/runs.py`, and a row of a closed list says why that is no
-  accident.
+  for bit on the draws of `tests/mutants/runs.py` (or differ by rounding, where the list says so),
+  and a row of a closed list says why that is no accident.
 
 """
 
