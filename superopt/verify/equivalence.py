@@ -153,40 +153,35 @@ class Forms:
                 found = extreme(f.kind, *(self.tidy(a, facts) for a in f.args))
                 return changed(found, {}, lambda g: self.united_factor(g, facts))
         if f.kind in REDUCTIONS:
-            names, domain, body = f.args
-            body = self.tidy(body, both(facts, domain))
-            split = _unjoined(names, domain, body)
-            if split is not None and law("an index as two"):
-                return self.tidy(over(f.kind, *split), facts)
-            names, domain, body = self.fused(
-                list(names), self.condition(domain, facts), body, facts
-            )
-            names, domain, body = shifted(names, self.domain(domain, names, facts), body)
-            if domain == FALSE and f.kind == "sum":
-                return real(0)
-            for n in names:  # a single index
-                alone = both(*(eq(symbol(n), 0),))
-                first = cond_changed(domain, {Atom("symbol", (n,)): poly(0)})
-                inside = both(facts, domain)
-                if (
-                    self.follows(inside, alone)
-                    and self.follows(inside, first)
-                    and law("a single index")
-                ):
-                    body = changed(body, {Atom("symbol", (n,)): poly(0)})
-                    left = [m for m in names if m != n]
-                    if left:
-                        return self.tidy(over(f.kind, left, first, body), facts)
-                    return (
-                        self.tidy(body, facts)
-                        if self.follows(facts, first)
-                        else over(f.kind, names, domain, body)
-                    )
-            counted = self.count(names, domain, facts) if f.kind == "sum" else None
-            if counted is not None and body == real(1):
-                return counted
-            return over(f.kind, names, domain, body)
+            return self.reduction(f, facts)
         return function(f.kind, *(self.tidy(a, facts) for a in f.args))
+
+    def reduction(self, f: Factor, facts: Cond) -> Real:
+        """The reduction with few indices, each where memory is read, and a simple condition."""
+        names, domain, body = f.args
+        body = self.tidy(body, both(facts, domain))
+        split = _unjoined(names, domain, body)
+        if split is not None and law("an index as two"):
+            return self.tidy(over(f.kind, *split), facts)
+        names, domain, body = self.fused(list(names), self.condition(domain, facts), body, facts)
+        names, domain, body = shifted(names, self.domain(domain, names, facts), body)
+        if domain == FALSE and f.kind == "sum":
+            return real(0)
+        for n in names:
+            at = {Atom("symbol", (n,)): poly(0)}
+            first, inside = cond_changed(domain, at), both(facts, domain)
+            single = self.follows(inside, eq(symbol(n), 0)) and self.follows(inside, first)
+            if not single or not law("a single index"):
+                continue
+            body, left = changed(body, at), [m for m in names if m != n]
+            if left:
+                return self.tidy(over(f.kind, left, first, body), facts)
+            known = self.follows(facts, first)
+            return self.tidy(body, facts) if known else over(f.kind, names, domain, body)
+        counted = self.count(names, domain, facts) if f.kind == "sum" else None
+        if counted is not None and body == real(1):
+            return counted
+        return over(f.kind, names, domain, body)
 
     def united_factor(self, f: Factor, facts: Cond) -> Real | None:
         """A maximum over a disjunction, as two maxima made it, over what that comes to."""
@@ -647,7 +642,7 @@ class PathValues:
             at = indices(w.access.offset, seen)
             if at is None:
                 continue
-            flat = [symbol(f"{tensor.name}[{d}]") for d in range(len(tensor.shape))]
+            flat = list(map(symbol, names))
             joined = _joined(flat, tensor, seen)
             inside = both(self.given, w.piece.facts, w.access.facts)
             within = both(*map(partial(between, 0), at, seen.shape))
@@ -655,21 +650,12 @@ class PathValues:
             if change is None or not self.forms.follows(inside, within):
                 continue
             value = resolved(w.value, lifted.states).changed(change)
+            places = [mapped(i, change.get) for i in at]
             facts = both(
-                self.given, w.piece.facts, w.access.facts,
-            )  # fmt: skip
-            facts = mapped(mapped(facts, change.get), change.get)
-            facts = both(
-                facts, *(between(0, e, n) for e, n in zip(flat, tensor.shape, strict=True))
+                mapped(mapped(inside, change.get), change.get),
+                *map(partial(between, 0), flat, tensor.shape),
+                *map(eq, places, joined),
             )
-            facts = both(
-                facts, *(eq(mapped(i, change.get), e) for i, e in zip(at, joined, strict=True))
-            )
-            left = [
-                n
-                for n in names_of((value.real, value.below))
-                if n.startswith(("pid!", "lane", "turn!"))
-            ]
             if own is None:
                 value = Value(self.forms.tidy(value.finite, facts))
                 left = [n for n in names_of(value.real) if n.startswith(("pid!", "lane", "turn!"))]

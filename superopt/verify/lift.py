@@ -70,7 +70,7 @@ from superopt.verify.values import (
 )
 
 _UNDEFINED = count()
-NEUTRAL = {"sum": number(0), "maximum": LOWEST, "minimum": HIGHEST, "prod": number(1)}
+NEUTRAL = {"sum": number(0), "maximum": LOWEST, "minimum": HIGHEST}
 KEPT = ("arith.extf", "arith.truncf")
 
 
@@ -338,9 +338,6 @@ class Lift(Run):
         for r, v in zip(op.results, found, strict=True):
             self.values[r] = self.values[v]
 
-    def _tt_return(self, op: Op) -> None:
-        pass
-
     # -- memory ----------------------------------------------------------------------------------
 
     def places(self, access: Access) -> tuple[Poly, ...]:
@@ -475,7 +472,6 @@ class Solved:
     def __init__(self, lift: Lift, op: Op, loop: Any, name: str) -> None:
         self.lift, self.op, self.loop, self.name = lift, op, loop, name
         self.region = op.regions[0]
-        self.inits = [lift.values[v] for v in op.operands[3:]]
         self.yields = self.region.ops[-1].operands
         self.shapes = [r.type.shape for r in op.results]
         self.kinds: list[str] = []
