@@ -8,6 +8,7 @@ hold for the same indices, that an index lies in a range, is asked of Z3.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -34,6 +35,7 @@ from superopt.verify.integers import (
     le,
     lt,
     mapped,
+    names_of,
     negation,
     poly,
     symbol,
@@ -41,6 +43,7 @@ from superopt.verify.integers import (
 from superopt.verify.lift import Claim, Filled, Lift, Lifted, Written, rows_by_helper
 from superopt.verify.programs import Piece, by_piece
 from superopt.verify.reals import (
+    LAWS,
     NEARLY,
     REDUCTIONS,
     Change,
@@ -54,8 +57,8 @@ from superopt.verify.reals import (
     factors_in,
     function,
     law,
+    laws,
     logarithm,
-    names_of,
     over,
     positive,
     power,
@@ -68,6 +71,7 @@ from superopt.verify.values import Spec, Value, spec_values
 from superopt.verify.verdict import Obligation
 
 MOST_CASES = 6  # conditions that are taken one way, then the other
+OFTEN_IDLE = {"counting", "maximum of maxima"}  # laws that apply more often than they are needed
 
 
 @dataclass
@@ -385,7 +389,7 @@ def _conditions(x: Real) -> set[Cond]:
             own = f.args[1] if f.kind == "load" else f.args
             found |= {a.args[0] for a in atoms_of(own) if a.kind == "choice"}
     free = {c for c in found if not compares(c)}
-    return {c for c in free if not any(n.startswith("#") for n in names_of(c))}
+    return {c for c in free if not any(n.startswith("#") for n in c.names)}
 
 
 def _whole(x: Real) -> Real:
@@ -441,7 +445,7 @@ def _fusions(names: Sequence[str], parts: Sequence[Cond]) -> Iterator[Fusion]:
         for inner in names:  # 0 <= inner < limit: n * limit + inner is one index
             low, lane_ = le(0, symbol(inner)), symbol(inner)
             for c in parts if inner != n and low in parts else ():
-                if c.op != "lt" or c.args[0] != lane_ or names_of(c.args[1]) & {*names}:
+                if c.op != "lt" or c.args[0] != lane_ or c.args[1].names & {*names}:
                     continue
                 limit = c.args[1]
                 quotient = poly(Atom("quotient", (lane_, limit)))
@@ -483,7 +487,7 @@ def shifted(names: list[str], domain: Cond, body: Real) -> tuple[list[str], Cond
         for f in sorted(factors_in([body]), key=lambda f: f.key):
             for i in f.args[1] if f.kind == "load" else ():
                 rest = i - poly(own)
-                away_from = names_of(rest)
+                away_from = rest.names
                 free = away_from <= body.names - {*names}
                 if own in i.atoms and own not in rest.atoms and free:
                     away[rest] = None
@@ -498,7 +502,7 @@ def shifted(names: list[str], domain: Cond, body: Real) -> tuple[list[str], Cond
 def _simpler(c: Cond, name: str) -> list[Cond]:
     """What a condition may come to, where others hold."""
     if c.op == "not" and c.args[0].op == "and":
-        return [negation(p) for p in c.args[0].args if name in names_of(p)]
+        return [negation(p) for p in c.args[0].args if name in p.names]
     found = _without_quotient(c, name)
     return [] if found is None else [found]
 
@@ -518,12 +522,12 @@ def _without_quotient(c: Cond, name: str) -> Cond | None:
     divided = [
         a for a in one.atoms if a.kind == "quotient" and a.args[0] == own and a.args[1].number
     ]  # fmt: skip
-    if len(divided) != 1 or name in names_of(two):
+    if len(divided) != 1 or name in two.names:
         return None
     (quotient,) = divided
     times, by = dict(one.terms).get((quotient,), 0), quotient.args[1].number
     rest = one - poly(quotient) * times
-    if name in names_of(rest) or times not in (1, by):
+    if name in rest.names or times not in (1, by):
         return None
     scale = by // times
     return {"lt": lt, "le": le}[c.op](rest * scale + own, two * scale)
@@ -532,27 +536,67 @@ def _without_quotient(c: Cond, name: str) -> Cond | None:
 # -- the whole file ------------------------------------------------------------------------------
 
 
-def check_values(module: ModuleType, program: Program) -> list[Obligation]:
-    """That a kernel.py's outputs are the program's, for each way through its host code."""
+def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation], set[str]]:
+    """That a kernel.py's outputs are the program's, for each way through its host code.
+
+    With the laws that it takes: without any one of them something is not proved.
+    """
     prover = Prover()
     inputs, facts = accepted(module)
     strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
-    wanted = spec_values(program.stores)
     _check_signature(inputs, facts, program, prover)
     rows = rows_by_helper(module)
-    found: dict[str, Obligation] = {}
-    forms: list[Forms] = []
+    found: dict[tuple[str, str], Obligation] = {}
+    needed: set[str] = set()
     for path in paths(module, inputs, both(facts, strides), prover.decided):
         given = both(facts, strides, path.conditions)
-        forms.append(Forms(prover))
-        check = PathValues(forms[-1], path, given, rows)
-        check.check_outputs(program)
-        for obligation in check.run([(t.name, wanted[t.name]) for t in program.outputs]):
-            kept = found.setdefault(obligation.text, obligation)
-            if kept.status == "proved":
-                found[obligation.text] = obligation
-    used = {o.smt: o for f in forms for o in f.used()}
-    return [*found.values(), *used.values()]
+        for obligation in sparing(partial(_check_path, path, given, rows, program, prover), needed):
+            key = obligation.text, obligation.smt
+            if found.setdefault(key, obligation).status == "proved":
+                found[key] = obligation
+    return list(found.values()), needed
+
+
+def _check_path(
+    path: Path, given: Cond, rows: Mapping[str, str], program: Program, prover: Prover
+) -> Iterator[Obligation]:
+    """What is claimed of one way; then what was asked of indices for it."""
+    forms, wanted = Forms(prover), spec_values(program.stores)
+    check = PathValues(forms, path, given, rows)
+    check.check_outputs(program)
+    yield from check.run([(t.name, wanted[t.name]) for t in program.outputs])
+    yield from forms.used()
+
+
+def sparing(prove: Callable[[], Iterator[Obligation]], needed: set[str]) -> list[Obligation]:
+    """A proof by the laws that are `needed` already and as few more as will do, added to them."""
+
+    def by(allowed: set[str]) -> tuple[list[Obligation], set[str]] | None:
+        found = []
+        with laws(LAWS.keys() - allowed) as cited, suppress(Unreadable):
+            for obligation in prove():
+                found.append(obligation)
+                if obligation.status != "proved":
+                    return None
+            return found, cited
+        return None
+
+    if needed and (made := by(needed)):
+        return made[0]
+    made = by(needed | LAWS.keys() - OFTEN_IDLE)
+    if made is None:
+        with laws() as cited:
+            found = list(prove())
+        if any(o.status != "proved" for o in found):
+            return found
+        made = found, cited
+    found, cited = made
+    more = cited - needed
+    for name in sorted(more):
+        if fewer := by(needed | more - {name}):
+            found, more = fewer[0], more - {name}
+    needed |= more
+    return found
 
 
 def _check_signature(
@@ -593,21 +637,21 @@ class PathValues:
         for t, want in zip(returned, program.outputs, strict=True):
             _check_like(t, want, self.given, self.forms.prover)
 
-    def run(self, outputs: Sequence[tuple[str, tuple[tuple[str, ...], Value]]]) -> list[Obligation]:
+    def run(
+        self, outputs: Sequence[tuple[str, tuple[tuple[str, ...], Value]]]
+    ) -> Iterator[Obligation]:
         wanted = dict(zip((t.name for t in self.path.returned), outputs, strict=True))
-        found: list[Obligation] = []
         stored: set[str] = set()
         for launch in self.path.launches:
             for lifted in self.lifted(launch):
                 for claim in lifted.claims:
-                    found.append(self.claim(launch, claim))
+                    yield self.claim(launch, claim)
                 for written in lifted.stores:
                     own = wanted.get(written.access.tensor)
-                    found += self.stored(launch, lifted, written, own)
+                    yield from self.stored(launch, lifted, written, own)
                     stored.add(written.access.tensor)
         for name in wanted.keys() - stored:
-            found.append(Obligation(f"{name} is stored{self.where}", "unknown"))
-        return found
+            yield Obligation(f"{name} is stored{self.where}", "unknown")
 
     def lifted(self, launch: LaunchOf) -> list[Lifted]:
         signature, arguments = call_of(launch)

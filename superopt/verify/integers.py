@@ -39,6 +39,12 @@ class Atom:
             return str(self.args[0])
         return f"{self.kind}({', '.join(map(str, self.args))})"
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The symbols and lanes in it."""
+        own = self.kind in ("symbol", "lane")
+        return frozenset((self.key,)) if own else names_of(self.args)
+
     def __str__(self) -> str:
         return self.key
 
@@ -54,6 +60,13 @@ class Poly:
     """Monomials with their coefficients, none 0."""
 
     terms: tuple[tuple[Monomial, int], ...]
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.terms)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @staticmethod
     def of(terms: Mapping[Monomial, int]) -> Poly:
@@ -77,6 +90,10 @@ class Poly:
     def atoms(self) -> frozenset[Atom]:
         return frozenset(a for m, _ in self.terms for a in m)
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset().union(*(a.names for a in self.atoms))
+
     def __add__(self, other: Poly | int) -> Poly:
         total = dict(self.terms)
         for m, c in poly(other).terms:
@@ -97,12 +114,16 @@ class Poly:
                 total[both] = total.get(both, 0) + c * d
         return Poly.of(total)
 
-    def __str__(self) -> str:
+    @cached_property
+    def key(self) -> str:
         if not self.terms:
             return "0"
         return " + ".join(
             "*".join([*([str(c)] if c != 1 or not m else []), *map(str, m)]) for m, c in self.terms
         )
+
+    def __str__(self) -> str:
+        return self.key
 
     def split(self, divisor: Poly) -> tuple[Poly, Poly]:
         """(q, r) with self = q * divisor + r, for a divisor of one monomial; r as it falls out."""
@@ -139,7 +160,9 @@ def _shared(one: Monomial, two: Monomial) -> Monomial:
 def poly(x: Poly | Atom | int) -> Poly:
     if isinstance(x, Poly):
         return x
-    return Poly.of({(): x}) if isinstance(x, int) else Poly.of({(x,): 1})
+    if isinstance(x, int):
+        return Poly((((), x),)) if x else Poly(())
+    return Poly((((x,), 1),))
 
 
 def symbol(name: str) -> Poly:
@@ -160,8 +183,23 @@ class Cond:
     op: str
     args: tuple[Any, ...]
 
-    def __str__(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return f"{self.op}({', '.join(map(str, self.args))})"
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return names_of(self.args)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.op, self.args))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __str__(self) -> str:
+        return self.key
 
 
 TRUE, FALSE = Cond("and", ()), Cond("or", ())
@@ -244,36 +282,50 @@ def atoms_of(x: Any, seen: set[Atom] | None = None) -> Iterator[Atom]:
             yield from atoms_of(arg, seen)
 
 
+def names_of(x: Any) -> frozenset[str]:
+    """The free symbols and lanes in anything that says its own, and in tuples of such."""
+    if isinstance(x, tuple):
+        return frozenset().union(*map(names_of, x))
+    return getattr(x, "names", frozenset())
+
+
 def mapped(x: Any, change: Callable[[Atom], Poly | None]) -> Any:
     """The polynomial, condition or atom's argument with atoms replaced where `change` says so."""
     if isinstance(x, Poly):
+        news = {a: new for a in x.atoms if (new := _changed(a, change)) is not None}
+        if not news:
+            return x
         result = poly(0)
         for m, c in x.terms:
-            result = result + product(_changed(a, change) for a in m) * c
+            result = result + product(news[a] if a in news else poly(a) for a in m) * c
         return result
-    if isinstance(x, Cond):
-        args = tuple(mapped(a, change) for a in x.args)
-        match x.op:
-            case "lt" | "le" | "eq":
-                return {"lt": lt, "le": le, "eq": eq}[x.op](*args)
-            case "and":
-                return both(*args)
-            case "or":
-                return either(*args)
-            case "not":
-                return negation(args[0])
-        return Cond(x.op, args)
+    if not isinstance(x, Cond | tuple):
+        return x
+    old = x.args if isinstance(x, Cond) else x
+    args = tuple(mapped(a, change) for a in old)
+    if all(new is a for new, a in zip(args, old, strict=True)):
+        return x
     if isinstance(x, tuple):
-        return tuple(mapped(a, change) for a in x)
-    return x
+        return args
+    match x.op:
+        case "lt" | "le" | "eq":
+            return {"lt": lt, "le": le, "eq": eq}[x.op](*args)
+        case "and":
+            return both(*args)
+        case "or":
+            return either(*args)
+        case "not":
+            return negation(args[0])
+    return Cond(x.op, args)
 
 
-def _changed(a: Atom, change: Callable[[Atom], Poly | None]) -> Poly:
+def _changed(a: Atom, change: Callable[[Atom], Poly | None]) -> Poly | None:
+    """What the atom becomes; None where it stays."""
     new = change(a)
     if new is not None:
         return new
-    args = tuple(mapped(arg, change) for arg in a.args)
-    return poly(a if args == a.args else Atom(a.kind, args))
+    args = mapped(a.args, change)
+    return None if args is a.args else poly(Atom(a.kind, args))
 
 
 def _few_values(p: Poly) -> int:

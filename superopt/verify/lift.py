@@ -49,7 +49,6 @@ from superopt.verify.reals import (
     extreme,
     factors_in,
     law,
-    names_of,
     real,
     truth,
 )
@@ -434,7 +433,7 @@ class Lift(Run):
         """
         along = Atom("lane", (axis,))
         parts = conjuncts(both(negation(x.below), negation(x.above)))
-        parts = tuple(c for c in parts if along.key in names_of(c))
+        parts = tuple(c for c in parts if along.key in c.names)
         if self.loops:
             self.firsts.append((cond_changed(both(*parts), {along: poly(0)}), shape))
             return

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -21,7 +20,6 @@ from superopt.mugraph.serialize import from_json
 from superopt.verify.addresses import check_addresses
 from superopt.verify.equivalence import check_values
 from superopt.verify.proving import Claims, Proof
-from superopt.verify.reals import laws
 from superopt.verify.ttir import Unreadable
 from superopt.verify.verdict import Obligation, Verdict
 
@@ -33,33 +31,34 @@ def prove(module: ModuleType, program: Program, ranges: Mapping[str, Sequence[in
 
 def addresses(module: ModuleType, ranges: Mapping[str, Sequence[int | str]]) -> Claims:
     """What can be proved of what a kernel.py touches."""
-    return _claims("addresses", lambda: check_addresses(module, ranges))
+    return _claims("addresses", lambda: (check_addresses(module, ranges), set()))
 
 
-def values(module: ModuleType, program: Program, without: Sequence[str] = ()) -> Claims:
-    """What can be proved of what it computes, without some of `reals.LAWS`."""
-    with laws(without) as cited:
-        found = _claims("values", lambda: check_values(module, program))
-        return replace(found, laws=tuple(sorted(cited)))
+def values(module: ModuleType, program: Program) -> Claims:
+    """What can be proved of what it computes."""
+    return _claims("values", lambda: check_values(module, program))
 
 
-def _claims(what: str, check: Callable[[], Sequence[Obligation]]) -> Claims:
+def _claims(what: str, check: Callable[[], tuple[Sequence[Obligation], set[str]]]) -> Claims:
     try:
-        obligations = tuple(check())
+        obligations, needed = check()
     except Unreadable as error:
         return Claims(Verdict("unknown", str(error)))
     except Exception as error:  # a kernel that was not thought of is not proved
         return Claims(Verdict("unknown", f"{type(error).__name__}: {error}"))
+    return Claims(_verdict(what, obligations), tuple(obligations), tuple(sorted(needed)))
+
+
+def _verdict(what: str, obligations: Sequence[Obligation]) -> Verdict:
     for status, kind in (("refuted", "refused"), ("unknown", "unknown")):
         for o in obligations:
             if o.status == status:
-                return Claims(Verdict(kind, o.text, witness=dict(o.counterexample)), obligations)
+                return Verdict(kind, o.text, witness=dict(o.counterexample))
     assumed = sum(o.status == "assumed" for o in obligations)
     claims = [o for o in obligations if not o.text.startswith("indices: ")]
     scope = f"{len(claims) - assumed} claims on {what}"
     text = f"{assumed} assumed: of integers whose range the spec does not declare"
-    notes = (text,) if assumed else ()
-    return Claims(Verdict("proved", scope=scope, notes=notes), obligations)
+    return Verdict("proved", scope=scope, notes=(text,) if assumed else ())
 
 
 class _Name:

@@ -29,6 +29,7 @@ from superopt.verify.integers import (
     conjuncts,
     either,
     mapped,
+    names_of,
     negation,
     poly,
 )
@@ -70,10 +71,10 @@ def law(name: str) -> bool:
 
 @contextmanager
 def laws(without: Iterable[str] = ()) -> Iterator[set[str]]:
-    """The laws that are used inside, all but some being allowed."""
+    """The laws that are used inside; some may not be, nor those that may not outside."""
     global _without, _cited
     outer = _without, _cited
-    _without, _cited = set(without), set()
+    _without, _cited = _without | set(without), set()
     try:
         yield _cited
     finally:
@@ -126,23 +127,6 @@ REDUCTIONS = ("sum", "prod", "maximum of", "minimum of")
 
 def _text(x: Any) -> str:
     return f"({', '.join(map(_text, x))})" if isinstance(x, tuple) else str(x)
-
-
-def names_of(x: Any) -> frozenset[str]:
-    match x:
-        case Real():
-            return x.names
-        case Factor():
-            return x.names
-        case Poly():
-            return frozenset().union(*(names_of(a) for a in x.atoms))
-        case Atom():
-            return frozenset((x.key,)) if x.kind in ("symbol", "lane") else names_of(x.args)
-        case Cond():
-            return names_of(x.args)
-        case tuple():
-            return frozenset().union(*map(names_of, x))
-    return frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +310,8 @@ def is_positive(f: Factor) -> bool:
 def given(x: Real, c: Cond) -> Real:
     """The value where a condition holds: truths of its parts are 1, of their contraries 0."""
     parts = set(conjuncts(c))
-    if not parts:
+    decided = parts | set(map(negation, parts))
+    if not any(f.kind == "truth" and f.args[0] in decided for f in _all_factors(x)):
         return x
 
     def known(f: Factor) -> Real | None:
@@ -547,7 +532,7 @@ def _sum_of(names: tuple[str, ...], domain: Cond, p: Product) -> Real:
         return Real(((_sorted(outside), Fraction(1)),)) * total(more, both(*conditions), body)
     left = []
     for c in conjuncts(both(domain, *conditions)):
-        if own & names_of(c):
+        if own & c.names:
             left.append(c)
         else:
             outside[Factor("truth", (c,))] = Fraction(1)
@@ -573,7 +558,7 @@ def renaming(names: Mapping[str, str]) -> Change:
 
 def _closed(kind: str, names: Sequence[str], domain: Cond, body: Real) -> Real:
     """The reduction with its names numbered: those of reductions inside have lower numbers."""
-    level = 1 + max((_level(f) for f in _all_factors((domain, body))), default=0)
+    level = 1 + _highest(domain, body)
     marks = tuple(f"#{level}.{n}" for n in range(len(names)))
     ways = []
     for order in permutations(names) if len(names) <= MOST_ORDERED else (tuple(names),):
@@ -585,6 +570,10 @@ def _closed(kind: str, names: Sequence[str], domain: Cond, body: Real) -> Real:
         ((product, c),) = made.terms
         return real(Factor(kind, (marks, parts, Real(((product, Fraction(1)),))))) * real(c)
     return real(Factor(kind, (marks, parts, made)))
+
+
+def _highest(domain: Cond, body: Real) -> int:
+    return max((_level(f) for f in _all_factors((domain, body))), default=0)
 
 
 def _level(f: Factor) -> int:
@@ -645,6 +634,8 @@ def changed(x: Real, change: Change, states: States | None = None) -> Real:
     incoming = names_of(tuple(change.values()))
 
     def of_cond(c: Cond) -> Cond:
+        if states is None and not moving & c.names:
+            return c
         match c.op:
             case "positive":
                 return positive(of(c.args[0]))
@@ -681,7 +672,10 @@ def changed(x: Real, change: Change, states: States | None = None) -> Real:
                 if states is not None or incoming & {*names}:  # what comes in may be captured
                     names, domain, body = opened(f)
                     return over(f.kind, names, of_cond(domain), of(body))
-                return over(f.kind, *_reopened(names, of_cond(domain), of(body)))
+                domain, body = of_cond(domain), of(body)
+                if _highest(domain, body) < _level(f):
+                    return over(f.kind, names, domain, body)
+                return over(f.kind, *_reopened(names, domain, body))
         return function(f.kind, *map(of, f.args))
 
     def of(x: Real) -> Real:
@@ -711,6 +705,8 @@ def _reopened(names: Sequence[str], domain: Cond, body: Real) -> tuple[list[str]
 
 def cond_changed(c: Cond, change: Change) -> Cond:
     """A condition, comparisons of values included, with atoms of index arithmetic replaced."""
+    if not c.names & {a.key for a in change}:
+        return c
     if not compares(c):
         return mapped(c, change.get)  # type: ignore[no-any-return]
     match c.op:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 TARGET = ("cuda", 90, 32)  # Triton's IR hardly depends on it
@@ -83,7 +84,18 @@ def read_calls(
     kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any]
 ) -> tuple[Region, dict[str, Region]]:
     """The same before Triton has put functions in place of their calls; and those, by name."""
-    found = functions(generic_text(kernel, signature, constants, inline=False))
+    typed = tuple((n, type(c), c) for n, c in constants.items())  # True is not 1
+    return _read_calls(kernel, tuple(signature.items()), typed)
+
+
+@lru_cache(maxsize=16)
+def _read_calls(
+    kernel: Any,
+    signature: tuple[tuple[str, str], ...],
+    constants: tuple[tuple[str, type, Any], ...],
+) -> tuple[Region, dict[str, Region]]:
+    values = {n: c for n, _, c in constants}
+    found = functions(generic_text(kernel, dict(signature), values, inline=False))
     return found[kernel.__name__], found
 
 

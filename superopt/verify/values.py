@@ -42,7 +42,6 @@ from superopt.verify.reals import (
     function,
     given,
     logarithm,
-    names_of,
     positive,
     power,
     product_over,
@@ -239,8 +238,8 @@ def reduce_over(kind: str, names: Sequence[str], domain: Cond, a: Value) -> Valu
     if a.below == TRUE:
         return LOWEST
     own = set(names)
-    outside = [c for c in conjuncts(negation(a.below)) if not own & names_of(c)]
-    inside = [c for c in conjuncts(negation(a.below)) if own & names_of(c)]
+    outside = [c for c in conjuncts(negation(a.below)) if not own & c.names]
+    inside = [c for c in conjuncts(negation(a.below)) if own & c.names]
     found = extreme_over("maximum", names, both(domain, *inside), a.real)
     return Value(found, negation(both(*outside)))
 
