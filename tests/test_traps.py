@@ -16,6 +16,7 @@ from superopt.verify.tested import tested as check_tested
 
 B, N = Dim("B", min=1, max=4096), Dim("N", min=1, max=64)
 FLOAT = {"x": Tensor(B, 24)}
+MAY_BE_EMPTY = {"x": Tensor(B, Dim("M", min=0, max=64))}
 MASKED = {"x": Tensor(B, 24), "m": Tensor(B, 24, dtype=torch.bool)}
 WHOLE = {"i": Tensor(B, 24, dtype=torch.int64, range=(-9, 10))}
 
@@ -27,6 +28,10 @@ def rms(x: torch.Tensor, inside: bool) -> torch.Tensor:
 
 REFUSED = {
     "a size that may be one": ({"x": Tensor(B, N)}, lambda x: x.sum(-1), lambda x: x[:, 0] + 0),
+    "the mean of an empty axis": (
+        MAY_BE_EMPTY, lambda x: x.mean(-1),
+        lambda x: x.sum(-1) / torch.ones_like(x).sum(-1).clamp(min=1),
+    ),
     "clamp's bounds": (FLOAT, lambda x: x.clamp(0, 1), lambda x: x.clamp(-5, 3)),
     "relu of a slope": (FLOAT, lambda x: x.relu(), lambda x: torch.maximum(x / 2, x)),
     "root of a square": (FLOAT, lambda x: x.square().sqrt(), lambda x: x + 0),
@@ -61,6 +66,9 @@ REFUSED = {
 }  # fmt: skip
 ACCEPTED = {
     "log of exp": (FLOAT, lambda x: x.exp().log(), lambda x: x + 0),
+    "the mean of an empty axis": (
+        MAY_BE_EMPTY, lambda x: x.mean(-1), lambda x: x.sum(-1) / torch.ones_like(x).sum(-1),
+    ),
     "a factor past a sum": (FLOAT, lambda x: (x * 3).sum(-1), lambda x: x.sum(-1) * 3),
     "softmax without its maximum": (  # over the reals: the gate is what refuses it
         FLOAT, lambda x: torch.softmax(x, -1), lambda x: x.exp() / x.exp().sum(-1, keepdim=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -82,9 +83,14 @@ def spread(x: torch.Tensor) -> torch.Tensor:
     return torch.rsqrt(x.float().var(-1) + 1e-5)
 
 
+def summed(x: torch.Tensor) -> torch.Tensor:
+    return x.float().sum(-1)
+
+
 SHAPES = {
     weighted: {"x": Tensor(B, 39999), "y": Tensor(B, 39999)},
     spread: {"x": Tensor(B, 262144)},
+    summed: {"x": Tensor(B, 64)},
 }
 
 
@@ -159,6 +165,23 @@ def test_an_edited_kernel_is_not_proved(
         jobs.append((edited, traced.program, []))
     found = proofs(jobs)
     assert [e for e, f in zip(edits, found, strict=True) if f["kind"] == "proved"] == []
+
+
+def test_a_loop_over_the_whole_of_its_input_may_take_one_turn(tmp_path: Path) -> None:
+    path, traced = searched(summed, tmp_path)
+    text = path.read_text()
+    (old,) = re.findall(r"    (\w+) = (tl\.sum\(.*\))\n", text)
+    jobs = []
+    for turns in (1, 2, 3):
+        loop = f"{old[0]} = tl.zeros((BLOCK_B,), tl.float32)\n    for _ in range({turns}):\n"
+        edited = tmp_path / f"turns{turns}.py"
+        edited.write_text(
+            text.replace(" = ".join(old), f"{loop}        {old[0]} = {old[0]} + {old[1]}")
+        )
+        jobs.append((edited, traced.program, []))
+    one, *more = proofs(jobs)
+    assert one["kind"] == "proved", one["why"]
+    assert "proved" not in [found["kind"] for found in more]
 
 
 # -- µGraphs -------------------------------------------------------------------------------------

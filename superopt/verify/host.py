@@ -173,10 +173,9 @@ class Extent:
         return not self._ask(eq(self.value, poly(0)))
 
     def bit_length(self) -> int:
-        """A number: every length that is possible is a way of its own. Of what is not negative."""
-        if self.decisions.decided(self.decisions.conditions(), le(0, self.value)) is not True:
-            raise Unreadable(f"the host asks for the bits of {self.value}, which may be negative")
-        return next(n for n in range(64) if self < 1 << n)
+        """A number: every length that is possible is a way of its own."""
+        size = self if self >= 0 else self * -1
+        return next(n for n in range(64) if size < 1 << n)
 
     __hash__ = None  # type: ignore[assignment]
 
