@@ -2,8 +2,8 @@
 
     0.125 * sum[n: 0 <= n < N] exp(q[i] * k[n])^(1/8) * v[n] * max(...)^(-1)
 
-Two values are equal where their normal forms are. The laws of the form, each a lemma of
-docs/verification.md: rings; powers of positive factors; exp of a sum is a product; log of a
+Two values are equal where their normal forms are. The laws of the form are `LAWS`:
+rings; powers of positive factors; exp of a sum is a product; log of a
 product of positive factors is a sum; sums are linear, and sums of sums are sums; a maximum moves
 past what is added and past positive scales. No law holds for floating point: that is the gate's.
 """
