@@ -218,12 +218,12 @@ def _rounded(v: Array, dtype: str) -> Array:
 
 LEAST_ERROR = 2e-6  # below which nothing is refused
 TOLERANCE = 4.0  # times the reference's error; the gate, on the kernel itself, is stricter
-KINDS = (  # (scale, offset) of data, of weights: ordinary, shifted, large, tiny, nearly constant
+KINDS = (  # (scale, offset) of data, of weights: ordinary, shifted, large, tiny
     ((4.0, 0.0), (4.0, 0.0)), ((1.0, 100.0), (1.0, 0.0)), ((1.0, 1000.0), (1.0, 0.0)),
     ((1.0, -1000.0), (1.0, 1.0)), ((400.0, 0.0), (1.0, 0.0)), ((1e-4, 0.0), (1.0, 0.0)),
-    ((2e4, 0.0), (8.0, 0.0)), ((1.0, 0.0), (8.0, 0.0)), ((0.01, 0.7), (1.0, 0.0)),
+    ((2e4, 0.0), (8.0, 0.0)), ((1.0, 0.0), (8.0, 0.0)),
 )  # fmt: skip
-DRAWS = 8  # worlds of each kind: in one of them a term may be right by luck
+DRAWS = 4  # worlds of each kind: in one of them a term may be right by luck
 HOSTILE = tuple(kind for kind in KINDS for _ in range(DRAWS))
 
 
