@@ -1,4 +1,4 @@
-"""The command: `superopt search`, `verify` and `show`."""
+"""The command: `superopt search`, `verify`, `show`, `bench` and `profile`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ EXIT_FAILED = CheckFailed.exit_code
 Where = Annotated[
     str, typer.Argument(metavar="FILE[:NAME]", help="A spec file; NAME: one of its specs.")
 ]
+Rehearse = Annotated[
+    bool, typer.Option("--rehearse", help="On the CPU, tiny, the clock stubbed: measures nothing.")
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR/NAME", help="A folder that search wrote.")]
 
 
@@ -52,7 +55,9 @@ def search(
     out: Annotated[Path, typer.Option(help="Write DIR/NAME/ for each spec.", metavar="DIR")] = Path(
         "results"
     ),
-    target: Annotated[str, typer.Option(help="The GPU to search for: h200, h100, a100.")] = "h200",
+    target: Annotated[
+        str, typer.Option(help="h200, h100, a100, or a profile's .json file.")
+    ] = "h200",
     time_limit: Annotated[
         float | None, typer.Option(help="Stop each spec's search after so many seconds.")
     ] = None,
@@ -180,6 +185,61 @@ def verify(
         failed = [r.check for r in results if not r.passed]
         if failed:
             raise CheckFailed(f"{folder}: {', '.join(failed)} failed")
+
+
+@app.command()
+def bench(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR/NAME...", help="Folders that search wrote.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Write bench.csv, bench.json and bench.png.", metavar="DIR")
+    ] = Path("results/bench"),
+    peers: Annotated[
+        Path | None, typer.Option(help="Expert kernels: a Python file with PEERS.", metavar="FILE")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Begin no size after so many seconds.")] = 3600.0,
+    each: Annotated[float, typer.Option(help="Seconds for the rounds of a size, about.")] = 1.0,
+    rehearse: Rehearse = False,
+) -> None:
+    """Time kernels against eager, torch.compile and expert kernels; needs a GPU."""
+    with errors_reported():
+        _interpreted(rehearse)
+        from superopt.bench import bench as run
+        from superopt.bench import failures, read_peers, summary
+        from superopt.cost_model.timing import clock_for
+
+        data = run(folders, out, clock_for(rehearse), read_peers(peers), seconds, each)
+        for line in summary(data, out):
+            print(line)
+        if wrong := failures(data):
+            raise CheckFailed(f"{', '.join(wrong)}: wrong or failed; see the table in {out}")
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="The profile to write.", metavar="FILE")] = Path(
+        "results/profile.json"
+    ),
+    base: Annotated[
+        str, typer.Option(help="The target whose facts stand where nothing measures them.")
+    ] = "h200",
+    rehearse: Rehearse = False,
+) -> None:
+    """Measure the GPU at hand; `superopt search --target FILE` then ranks by it."""
+    with errors_reported():
+        _interpreted(rehearse)
+        from superopt.cost_model.microbench import measure_profile
+        from superopt.cost_model.timing import clock_for
+
+        for line in measure_profile(out, base, clock_for(rehearse)):
+            print(line)
+
+
+def _interpreted(rehearse: bool) -> None:
+    """Triton reads how to run when it is first imported."""
+    if rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def main() -> None:

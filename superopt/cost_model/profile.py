@@ -7,9 +7,11 @@ import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from superopt.errors import UsageError
 
+KINDS = ("datasheet", "measured")
 _FOLDER = Path(__file__).parent / "profiles"
 
 
@@ -59,9 +61,28 @@ def targets() -> list[str]:
 
 @cache
 def load_profile(target: str) -> Profile:
-    path = _FOLDER / f"{target}.json"
-    if not path.exists():
-        raise UsageError(f"unknown target {target!r}; known: {', '.join(targets())}")
-    data = json.loads(path.read_text())
+    """The facts of a GPU by name, or of a file that `superopt profile` wrote (ends in .json).
+
+    Raises UsageError where there is no such profile, or it lacks facts.
+    """
+    data = read_profile(target)
+    if data["kind"] not in KINDS:
+        raise UsageError(f"target {target!r}: its figures are {data['kind']}, not measured")
     facts = {name: row["value"] for name, row in data["facts"].items()}
-    return Profile(name=data["name"], arch=data["arch"], kind=data["kind"], **facts)
+    try:
+        return Profile(name=data["name"], arch=data["arch"], kind=data["kind"], **facts)
+    except TypeError as error:
+        raise UsageError(f"target {target!r}: not a profile of this version: {error}") from error
+
+
+def read_profile(target: str) -> dict[str, Any]:
+    """A profile as it stands in its file: each fact with its source, and all that was measured."""
+    path = Path(target) if target.endswith(".json") else _FOLDER / f"{target}.json"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+        return {k: data[k] for k in ("name", "arch", "kind", "facts")} | data
+    except FileNotFoundError:
+        known = ", ".join(targets())
+        raise UsageError(f"unknown target {target!r}; known: {known}, or a .json file") from None
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"target {target!r}: not a profile: {error!r}") from error
