@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,10 @@ from superopt import Tensor, bench
 from superopt.cli import app
 from superopt.cost_model import timing
 from superopt.cost_model.profile import load_profile
+from superopt.emit.compile import load
 from superopt.errors import CheckFailed, UsageError
 
+ROOT = Path(superopt.__file__).parents[1]
 ROWS = torch.export.Dim("B", min=1, max=64)
 
 
@@ -211,3 +217,66 @@ def test_a_rehearsed_profile_is_refused_and_a_measured_one_loads(tmp_path: Path)
     broken.write_text(json.dumps({k: data[k] for k in ("name", "arch")}))
     with pytest.raises(UsageError, match="not a profile"):
         load_profile(str(broken))
+
+
+# -- a visit ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_provers(tmp_path: Path) -> str:
+    """A folder for PYTHONPATH in which importing what a GPU machine lacks fails."""
+    out = tmp_path / "blocked"
+    out.mkdir()
+    for name in ("z3", "cvc5", "ray", "egglog", "ruff", "matplotlib"):
+        (out / f"{name}.py").write_text(f"raise ImportError('{name} is not there')\n")
+    return str(out)
+
+
+def visit(kernels: Path, out: Path, path: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "benchmarks/gpu_visit.sh"), str(kernels), str(out), "--rehearse"]
+    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_visit_rehearsed(folder: Path, tmp_path: Path, without_provers: str) -> None:
+    kernels, out = tmp_path / "kernels", tmp_path / "out"
+    (kernels / "suite").mkdir(parents=True)
+    shutil.copytree(folder, kernels / "suite" / "small")
+    done = visit(kernels, out, without_provers)
+    log = (out / "visit.log").read_text()
+    assert done.returncode == 0, done.stdout + log
+    assert "2 passed" in log
+    steps = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    named = {s["step"]: s for s in steps}
+    assert {"tests", "profile", "bench", "regret"} <= named.keys()
+    assert {(s["exit"], s["kind"]) for s in steps} == {(0, "rehearsed")}
+    assert json.loads((out / "profile.json").read_text())["kind"] == "rehearsed"
+    assert "matplotlib is not installed" in json.loads((out / "rehearsed.json").read_text())["plot"]
+    (pair,) = json.loads((out / "regret.json").read_text())["pairs"]
+    assert pair["kind"] == "rehearsed"
+    assert len(pair["rows"]) == 3
+    assert not any("note" in r for r in pair["rows"])
+    written = (out / "manifest.jsonl").read_text()
+    again = visit(kernels, out, without_provers)
+    assert again.stdout.count("done before") == 4
+    assert (out / "manifest.jsonl").read_text() == written
+
+
+def regret() -> Any:
+    return load(ROOT / "benchmarks/regret.py")
+
+
+def test_regret_and_ranks() -> None:
+    rows = [{"predicted_us": p, "measured_us": m} for p, m in ((1, 2), (2, 1), (3, 4))]
+    found = regret().figures(rows)
+    assert (found["top_1"], found["top_8"], found["spearman"]) == (1.0, 0.0, 0.5)
+    failed = [{"predicted_us": 1.0, "note": "failed"}, *rows]
+    assert regret().figures(failed)["top_1"] == float("inf")
+    assert regret().ranks([5.0, 1.0, 5.0]) == [2.0, 0.5, 2.0]
+
+
+def test_the_suite_names_its_experts_kernels() -> None:
+    suite = load(ROOT / "benchmarks/suite.py")
+    known = suite.suite()
+    assert set(suite.PEERS) <= set(known)
+    assert {s.name for s in suite.others(known)}.isdisjoint(known)

@@ -59,10 +59,10 @@ def tile_work(config: Config) -> float:
     return prod(size for _, size in config.tiles) / config.warps
 
 
-def ranked(model: KernelModel, most: float = float("inf")) -> Ranked:
+def ranked(model: KernelModel, most: float = float("inf"), kept: int = KEPT) -> Ranked:
     """The best configurations that fit, fastest predicted first; of equals, least bytes first.
 
-    `most`: of `tile_work`.
+    `most`: of `tile_work`; `kept`: how many, at most.
     """
     axes = model.axes()
     spaces = _spaces(model, axes)
@@ -77,7 +77,7 @@ def ranked(model: KernelModel, most: float = float("inf")) -> Ranked:
     )
     costs = model.costs(space)
     result = []
-    for n in _order(costs, len(columns[0])):
+    for n in _order(costs, len(columns[0]))[:kept]:
         tiles = tuple(sorted((a.name, int(c[n])) for a, c in zip(axes, columns, strict=False)))
         config = Config(tiles, int(columns[-2][n]), int(columns[-1][n]))
         result.append((config, model.prediction(costs, n)))
@@ -93,4 +93,4 @@ def _order(costs: Costs, size: int) -> list[int]:
     close = seconds <= seconds.min() * INDIFFERENT
     keys = (fits, np.where(close, moved, seconds), ~close)  # the last is the first to decide
     rounded = (keys[0], np.round(keys[1], 12), keys[2])
-    return [int(fits[n]) for n in np.lexsort(rounded)[:KEPT]]
+    return [int(fits[n]) for n in np.lexsort(rounded)]
