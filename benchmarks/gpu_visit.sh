@@ -61,7 +61,7 @@ step profile 150 $(superopt profile --out "$OUT/profile.json" --base $TARGET $FL
 for again in "" " again"; do # a second try, where a kernel has taken the GPU away
     grep -qs '"step": "bench", "exit": 0' "$MANIFEST" && [ -n "$again" ] && continue
     step "bench$again" 450 $(superopt bench "$KERNELS"/suite/*/ --out "$OUT" \
-        --peers benchmarks/suite.py --seconds $(within 450) $FLAG)
+        --peers benchmarks/suite.py --seconds $(within 450) --each 0.3 $FLAG)
 done
 step regret 300 "$PYTHON" benchmarks/regret.py "$KERNELS"/suite/*/ --out "$OUT/regret.json" \
     --profile $TARGET --seconds $(within 300) $FLAG

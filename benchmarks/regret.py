@@ -20,7 +20,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from math import inf
 from multiprocessing import get_context
 from pathlib import Path
@@ -103,30 +103,39 @@ def candidates(
     return entries[:FIRST] + rest[::step][: TIMED - FIRST]
 
 
-def compile_one(folder: str, sizes: dict[str, int], known: Any, entry: dict[str, int]) -> str:
+loaded = cache(Kernel.of)
+
+
+def compile_one(folder: Path, sizes: dict[str, int], known: Any, entry: dict[str, int]) -> str:
     """In a process of its own: fill Triton's cache; returns an error's text or nothing."""
     import torch
 
-    kernel = Kernel.of(Path(folder))
+    kernel = loaded(folder)
     own = next(e for e in map(_last, _table(kernel)) if e == known)
     put(kernel, own, entry)
     try:
         for launch in launches(kernel.module, sizes):
-            meta = [
+            given = [
                 torch.empty(1, dtype=a.dtype, device="cuda") if isinstance(a, torch.Tensor) else a
                 for a in launch.args
             ]
-            launch.kernel.warmup(*meta, grid=(launch.programs,), **launch.options)
+            launch.kernel.warmup(*given, grid=(launch.programs,), **launch.options)
     except Exception as error:  # the configuration's own failure is met again, and recorded, below
         return f"{type(error).__name__}: {error}"[:200]
+    finally:
+        put(kernel, own, known)
     return ""
 
 
+@cache
+def compilers() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
+
+
 def warm(folder: Path, sizes: dict[str, int], known: Any, entries: list[dict[str, int]]) -> None:
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        for text in pool.map(partial(compile_one, str(folder), sizes, dict(known)), entries):
-            if text:
-                print(f"  compiling beforehand: {text}", flush=True)
+    for text in compilers().map(partial(compile_one, folder, sizes, dict(known)), entries):
+        if text:
+            print(f"  compiling beforehand: {text}", flush=True)
 
 
 def study(kernel: Kernel, folder: Path, n: int, target: str, clock: Clock) -> dict[str, Any] | str:

@@ -195,13 +195,14 @@ def check(
 
 
 def peers_of(kernel: Kernel, clock: Clock, experts: Peers, tuned: bool) -> dict[str, Function]:
-    """What a kernel is compared with, itself first. `tuned`: torch.compile's long search too."""
+    """What a kernel is compared with, itself first: eager, torch.compile and experts' kernels, or
+    (`tuned`) torch.compile's long search alone, which takes minutes."""
     reference = kernel.module.reference
     compiled = partial(torch.compile, reference, dynamic=False, backend=clock.compiler)
-    found = {OURS: kernel.function, EAGER: reference, COMPILED: compiled()}
     if tuned:
         mode = {} if clock.compiler == "eager" else {"mode": "max-autotune-no-cudagraphs"}
-        found[TUNED] = compiled(**mode)
+        return {OURS: kernel.function, TUNED: compiled(**mode)}
+    found = {OURS: kernel.function, EAGER: reference, COMPILED: compiled()}
     return found | dict(experts.get(kernel.name, {}))
 
 
@@ -234,15 +235,15 @@ def _measured(
     calls = {n: partial(peers[n], *inputs) for n in peers if not isinstance(errors[n], str)}
     if not _right(errors[OURS]):
         calls.pop(OURS, None)  # the time of a wrong kernel is of no interest
-    captured: dict[str, Any] = {}
-    failed: dict[str, str] = {}
+    found: dict[str, dict[str, Timing | str]] = {"call": interleaved(calls, clock, seconds)}
+    captured: dict[str, Any] = {}  # after the calls: graphs hold what they allocate
+    failed: dict[str, Timing | str] = {}
     for name, call in calls.items():
         try:
             captured[name] = clock.graph(call)
         except Exception as error:  # a peer's own failure is a result
             failed[name] = failure(error)
-    found: dict[str, dict[str, Timing | str]] = {"call": interleaved(calls, clock, seconds)}
-    found["graph"] = {**interleaved(captured, clock, seconds), **failed}
+    found["graph"] = interleaved(captured, clock, seconds) | failed
     return [
         _row(kernel, row, sizes, name, mode, errors[name], found[mode].get(name), clock)
         | {"checked_at": _at(checked_at)}
@@ -336,13 +337,21 @@ def in_turn(kernels: Sequence[Kernel]) -> Iterator[tuple[Kernel, int]]:
         yield from ((k, n) for k in kernels if n < len(k.report["sizes"]))
 
 
+def plan(kernels: Sequence[Kernel]) -> Iterator[tuple[Kernel, int, bool]]:
+    """Every kernel's first size, torch.compile's long search at these, then the other sizes."""
+    steps = list(in_turn(kernels))
+    yield from ((k, n, False) for k, n in steps if n == 0)
+    yield from ((k, n, True) for k, n in steps if n == 0)
+    yield from ((k, n, False) for k, n in steps if n > 0)
+
+
 def bench(
     folders: Sequence[Path], out: Path, clock: Clock, experts: Peers, seconds: float, each: float
 ) -> dict[str, Any]:
     """Measure until `seconds` are over, about `each` for the rounds of a size; write `out`.
 
-    Returns what bench.json holds. A size that stands there with the same kernel is not run again.
-    torch.compile's long search runs at a kernel's first size only.
+    Goes by `plan`. Returns what bench.json holds; what stands there for the same kernel is not
+    run again.
     """
     kernels = [Kernel.of(f) for f in folders]
     _refuse_other_gpu(kernels, clock)
@@ -351,21 +360,23 @@ def bench(
     data: dict[str, Any] = {"environment": environment(clock), "rows": [], "left_out": []}
     if path.exists():
         data["rows"] = [r for r in json.loads(path.read_text())["rows"] if r["kind"] == clock.kind]
-    done = {(r["kernel"], r["digest"], r["size"]) for r in data["rows"]}
-    for kernel, n in in_turn(kernels):
-        if (kernel.name, kernel.digest, n) in done:
+    done = {(r["kernel"], r["digest"], r["size"], r["tuned"]) for r in data["rows"]}
+    for kernel, n, tuned in plan(kernels):
+        if (kernel.name, kernel.digest, n, tuned) in done:
             continue
         row = kernel.report["sizes"][n]
         if time.monotonic() - start > seconds:
-            data["left_out"].append(f"{kernel.name} at {_at(row['sizes'])}: no time was left")
+            against = f" against {TUNED}" if tuned else ""
+            at = f"{kernel.name} at {_at(row['sizes'])}{against}"
+            data["left_out"].append(f"{at}: no time was left")
             continue
         lost = None
         try:
-            rows = measure(kernel, row, clock, experts, n == 0, each)
+            rows = measure(kernel, row, clock, experts, tuned, each)
         except Exception as error:  # of a size, not of all: it stands in the table
             rows = [_failed(kernel, row, clock, error)]
             lost = error if isinstance(error, CheckFailed) else None
-        data["rows"] += [r | {"size": n} for r in rows]
+        data["rows"] += [r | {"size": n, "tuned": tuned} for r in rows]
         write_json(path, data)
         write_csv(out / f"{stem}.csv", data["rows"])
         if lost is not None:  # the GPU, for this process
@@ -384,8 +395,8 @@ def failures(data: Mapping[str, Any]) -> list[str]:
 def summary(data: Mapping[str, Any], out: Path) -> list[str]:
     """A line for each size: every peer's median as a graph, in microseconds."""
     lines = []
-    for key in dict.fromkeys((r["kernel"], r["size"]) for r in data["rows"]):
-        own = [r for r in data["rows"] if (r["kernel"], r["size"]) == key]
+    for key in dict.fromkeys((r["kernel"], r["size"], r["tuned"]) for r in data["rows"]):
+        own = [r for r in data["rows"] if (r["kernel"], r["size"], r["tuned"]) == key]
         told = [f"{r['peer']} {_median(r)}" for r in own if r["mode"] == "graph"]
         lines.append(f"{key[0]} {own[0]['sizes']}: {', '.join(told) or own[0]['note']}")
     lines += [f"LEFT OUT {text}" for text in data["left_out"]]
@@ -434,7 +445,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path, kind: str) -> str:
     figure = Figure(figsize=(3 + 0.8 * len(names), 5), layout="constrained")
     axes = figure.subplots()
     for n, peer in enumerate(peers):
-        own = {r["kernel"]: r for r in timed if r["peer"] == peer}
+        own = {r["kernel"]: r for r in reversed(timed) if r["peer"] == peer}
         at = [x + 0.8 * n / len(peers) for x, name in enumerate(names) if name in own]
         shown = [own[name] for name in names if name in own]
         spread = [[r["median_us"] - r["low_us"] for r in shown],

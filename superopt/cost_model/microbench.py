@@ -8,7 +8,6 @@ model scales them by what a tile shape reaches, and what tile shapes reached sta
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -57,7 +56,10 @@ def reread_kernel(src, out, blocks, turns, BLOCK: tl.constexpr):
     pid = tl.program_id(0)
     total = tl.zeros((BLOCK,), tl.float32)
     for turn in range(turns):
-        total += tl.load(src + (pid + 7 * turn) % blocks * BLOCK + tl.arange(0, BLOCK))
+        total += tl.load(
+            src + (pid + 7 * turn) % blocks * BLOCK + tl.arange(0, BLOCK),
+            cache_modifier=".cg",  # not from L1
+        )
     tl.store(out + pid, tl.sum(total))
 
 
@@ -158,7 +160,7 @@ def dots(device: str, toy: bool) -> Iterator[Case]:
         few = toy or dtype != torch.float16
         for m, n, k in ((64, 64, 64),) if toy else TILES[:2] if few else TILES:
             k = k // 2 if dtype == torch.float32 else k
-            for warps, stages in ((4, 3),) if toy else ((4, 3), (8, 3), (4, 4), (8, 4)):
+            for warps, stages in ((4, 3),) if toy else ((4, 3), (8, 3), (8, 4)):
                 call = partial(
                     dot_kernel[(side // m * (side // n),)], a, b, out, side, side, side,
                     BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages,
@@ -214,7 +216,7 @@ def atomics(device: str, toy: bool) -> Iterator[Case]:
         yield Case("atomic", {"addresses": addresses}, programs * 256, "operation", call)
 
 
-BENCHMARKS: tuple[Run, ...] = (copies, launches, chains, dots, rereads, rows, atomics)
+BENCHMARKS: tuple[Run, ...] = (copies, launches, chains, rereads, rows, atomics, dots)
 
 
 @dataclass(frozen=True)
@@ -238,33 +240,35 @@ LARGE = 1 << 28  # bytes of a copy that no L2 holds
 
 
 def measure_profile(out: Path, base: str, clock: Clock) -> list[str]:
-    """Run all benchmarks and write the profile; returns a line for each fact that was measured.
+    """Run all benchmarks, writing the profile after each; returns lines on what was measured.
 
     Raises UsageError where `base` is no profile.
     """
-    data = read_profile(base)
-    toy = clock.kind == "rehearsed"
-    start = time.monotonic()
-    found = [_measured(c, clock) for run in BENCHMARKS for c in run(clock.device, toy)]
-    about = environment(clock)
-    facts = dict(data["facts"])
-    lines = []
-    for fact in FACTS:
-        row = _best(found, fact, toy)
-        if row is None:
-            lines.append(f"{fact.name}: every case failed; the base's {facts[fact.name]['value']}")
-            continue
-        facts[fact.name] = _value(row, fact, about)
-        lines.append(f"{fact.name}: {facts[fact.name]['value']:.4g} ({clock.kind})")
-    if clock.device == "cuda":
-        count = torch.cuda.get_device_properties().multi_processor_count
-        facts["multiprocessors"] = {"value": count, "source": "the driver"}
-    profile = {"name": data["name"], "arch": data["arch"], "kind": clock.kind, "facts": facts}
-    profile |= {"base": base, "environment": about, "seconds": round(time.monotonic() - start, 1)}
-    write_json(out, profile | {"measurements": found})
+    data, about = read_profile(base), environment(clock)
+    found: list[dict[str, Any]] = []
+    for run in BENCHMARKS:
+        found += [_measured(c, clock) for c in run(clock.device, clock.kind == "rehearsed")]
+        known = _facts(found, about)
+        profile = {"name": data["name"], "arch": data["arch"], "kind": clock.kind}
+        profile |= {"facts": data["facts"] | known, "base": base, "environment": about}
+        write_json(out, profile | {"measurements": found})  # what is cut here has the rest
+    lines = [f"{name}: {fact['value']:.4g}, {fact['source']}" for name, fact in known.items()]
     failed = [r for r in found if "note" in r]
     lines += [f"failed: {r['benchmark']} {r['parameters']}: {r['note']}" for r in failed]
     return [*lines, f"{clock.kind}: {len(found) - len(failed)} cases, in {out}"]
+
+
+def _facts(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that what was found so far tells."""
+    facts: dict[str, Any] = {}
+    for fact in FACTS:
+        row = _best(found, fact, about["kind"] == "rehearsed")
+        if row is not None:
+            facts[fact.name] = _value(row, fact, about)
+    if about["kind"] == "measured":
+        count = torch.cuda.get_device_properties().multi_processor_count
+        facts["multiprocessors"] = {"value": count, "source": "the driver"}
+    return facts
 
 
 def _measured(case: Case, clock: Clock) -> dict[str, Any]:

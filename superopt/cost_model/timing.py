@@ -111,7 +111,7 @@ def clock_for(rehearse: bool) -> Clock:
     """Raises UsageError where there is no GPU, or another program uses it."""
     if rehearse:
         return RehearsedClock()
-    refuse_busy(nvidia_smi("utilization.gpu", "memory.used"))
+    refuse_busy(lambda: nvidia_smi("utilization.gpu", "memory.used"))
     return CudaClock()
 
 
@@ -128,27 +128,41 @@ def nvidia_smi(*fields: str) -> list[str]:
     return [text.strip() for text in done.stdout.splitlines()[0].split(",")]
 
 
-def refuse_busy(answer: Sequence[str]) -> None:
-    """Raise UsageError where `answer`, percent in use and MiB held, shows another's work.
+def refuse_busy(ask: Callable[[], Sequence[str]], pause: float = 1.0) -> None:
+    """Raise UsageError where `ask`, percent in use and MiB held, shows another's work each time.
 
-    To be asked before this process has touched the GPU.
+    To be asked before this process has touched the GPU. nvidia-smi's percentage looks back a
+    second, at a process that may have ended: it is asked three times, `pause` seconds apart.
     """
-    percent, held = (float(text) if text.replace(".", "").isdigit() else 0.0 for text in answer)
-    if percent > BUSY_PERCENT or held > BUSY_MIB:
-        raise UsageError(
-            f"the GPU is busy: {percent:.0f}% utilised, {held:.0f} MiB held by other processes"
-            f" (allowed: {BUSY_PERCENT}%, {BUSY_MIB} MiB); wait, or choose another one by"
-            " CUDA_VISIBLE_DEVICES"
-        )
+    for last in (False, False, True):
+        percent, held = (float(x) if x.replace(".", "").isdigit() else 0.0 for x in ask())
+        if percent <= BUSY_PERCENT and held <= BUSY_MIB:
+            return
+        if not last:
+            time.sleep(pause)
+    raise UsageError(
+        f"the GPU is busy: {percent:.0f}% utilised, {held:.0f} MiB held by other processes"
+        f" (allowed: {BUSY_PERCENT}%, {BUSY_MIB} MiB); wait, or choose another one by"
+        " CUDA_VISIBLE_DEVICES"
+    )
 
 
 def failure(error: BaseException) -> str:
     """An exception as one line for a table. Re-raises as CheckFailed what has lost the GPU."""
     lines = str(error).strip().splitlines() or [""]
     text = f"{type(error).__name__}: {lines[0]}"[:300]
-    if "CUDA error" in text:  # it sticks: every later call of this process would fail too
+    if "CUDA error" in text and _lost():
         raise CheckFailed(f"{text}; run again: what was finished is kept") from error
     return text
+
+
+def _lost() -> bool:
+    """Whether every later call of this process would fail too; a refused capture is no such."""
+    try:
+        torch.cuda.synchronize()
+    except (RuntimeError, AssertionError):
+        return True
+    return False
 
 
 def interleaved(
