@@ -24,6 +24,7 @@ from functools import cache, partial
 from math import inf
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 if "--rehearse" in sys.argv:
@@ -58,33 +59,28 @@ def entry_of(config: Config, known: dict[str, int]) -> dict[str, int]:
     return entry | {"num_warps": config.warps, "num_stages": config.stages}
 
 
-def known_entry(kernel: Kernel, sizes: dict[str, int]) -> dict[str, int] | None:
-    """The table's entry for a call of these sizes; None where it launches more than one kernel."""
-    found = launches(kernel.module, sizes)
+Slots = list[dict[str, int]]  # equal entries of kernel.py's table
+
+
+def slots(module: ModuleType, sizes: dict[str, int]) -> Slots:
+    """The table's entry that a call of these sizes takes, and its equals; [] where it launches more
+    than one kernel."""
+    found = launches(module, sizes)
     if len(found) != 1:
-        return None
-    entries = [_last(e) for e in _table(kernel)]
-    given = found[0].options
-    return next((e for e in entries if isinstance(e, dict) and e.items() <= given.items()), None)
+        return []
+    table = [module.CONFIG] if hasattr(module, "CONFIG") else list(module.CONFIGS.values())
+    entries = [e[1] if isinstance(e, tuple) and callable(e[0]) else e for e in table]
+    options = found[0].options
+    fitting = [e for e in entries if isinstance(e, dict) and e.items() <= options.items()]
+    most = max(fitting, key=len, default=None)  # another µGraph's entry may lack a tile
+    return [e for e in fitting if e == most]
 
 
-def _table(kernel: Kernel) -> list[Any]:
-    if hasattr(kernel.module, "CONFIG"):
-        return [kernel.module.CONFIG]
-    return list(kernel.module.CONFIGS.values())
-
-
-def _last(entry: Any) -> Any:
-    """An entry without the function that goes with it."""
-    return entry[1] if isinstance(entry, tuple) and callable(entry[0]) else entry
-
-
-def put(kernel: Kernel, known: dict[str, int], entry: dict[str, int]) -> None:
-    """Change the table's entry `known` in place: calls that took it now launch `entry`."""
-    for own in _table(kernel):
-        if _last(own) is known:
-            known.clear()
-            known.update(entry)
+def put(own: Slots, entry: dict[str, int]) -> None:
+    """Change entries in place: calls that took them now launch `entry`."""
+    for known in own:
+        known.clear()
+        known.update(entry)
 
 
 def candidates(
@@ -106,13 +102,14 @@ def candidates(
 loaded = cache(Kernel.of)
 
 
-def compile_one(folder: Path, sizes: dict[str, int], known: Any, entry: dict[str, int]) -> str:
+def compile_one(folder: Path, sizes: dict[str, int], entry: dict[str, int]) -> str:
     """In a process of its own: fill Triton's cache; returns an error's text or nothing."""
     import torch
 
     kernel = loaded(folder)
-    own = next(e for e in map(_last, _table(kernel)) if e == known)
-    put(kernel, own, entry)
+    own = slots(kernel.module, sizes)
+    original = dict(own[0])
+    put(own, entry)
     try:
         for launch in launches(kernel.module, sizes):
             given = [
@@ -123,7 +120,7 @@ def compile_one(folder: Path, sizes: dict[str, int], known: Any, entry: dict[str
     except Exception as error:  # the configuration's own failure is met again, and recorded, below
         return f"{type(error).__name__}: {error}"[:200]
     finally:
-        put(kernel, own, known)
+        put(own, original)
     return ""
 
 
@@ -132,8 +129,8 @@ def compilers() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
 
 
-def warm(folder: Path, sizes: dict[str, int], known: Any, entries: list[dict[str, int]]) -> None:
-    for text in compilers().map(partial(compile_one, folder, sizes, dict(known)), entries):
+def warm(folder: Path, sizes: dict[str, int], entries: list[dict[str, int]]) -> None:
+    for text in compilers().map(partial(compile_one, folder, sizes), entries):
         if text:
             print(f"  compiling beforehand: {text}", flush=True)
 
@@ -143,17 +140,17 @@ def study(kernel: Kernel, folder: Path, n: int, target: str, clock: Clock) -> di
     sizes = dict(kernel.report["sizes"][n]["sizes"])
     if clock.kind == "rehearsed":
         sizes = kernel.toy(sizes)
-    known = known_entry(kernel, sizes)
-    if known is None:
+    own = slots(kernel.module, sizes)
+    if not own:
         return "more than one launch"
-    found = candidates(kernel, n, target, sizes, known)
+    original = dict(own[0])
+    found = candidates(kernel, n, target, sizes, original)
     if not found:
         return "the µGraph's axes do not map to kernel.py's tiles"
-    original = dict(known)
     if clock.kind == "rehearsed":
         found = found[:3]
     else:
-        warm(folder, sizes, known, [entry for entry, _ in found])
+        warm(folder, sizes, [entry for entry, _ in found])
     inputs = kernel.inputs(sizes, 0, clock.device)
     eager = outputs(kernel.module.reference(*inputs))
     want = in_float64(kernel.module.reference, inputs)
@@ -161,7 +158,7 @@ def study(kernel: Kernel, folder: Path, n: int, target: str, clock: Clock) -> di
     calls: dict[str, Any] = {}
     for rank, (entry, prediction) in enumerate(found):
         rows.append({"rank": rank, "config": entry, "predicted_us": prediction.time_us})
-        put(kernel, known, entry)
+        put(own, entry)
         try:
             error = error_of(kernel.function, inputs, want, eager)
             if error > 1:
@@ -170,7 +167,7 @@ def study(kernel: Kernel, folder: Path, n: int, target: str, clock: Clock) -> di
                 calls[str(rank)] = clock.graph(partial(kernel.function, *inputs))
         except Exception as failed:  # a configuration's own failure is a result
             rows[-1]["note"] = failure(failed)
-    put(kernel, known, original)
+    put(own, original)
     for rank_text, timing in interleaved(calls, clock, 0.5).items():
         row = rows[int(rank_text)]
         row |= {"measured_us": timing.median_us} if isinstance(timing, Timing) else {"note": timing}

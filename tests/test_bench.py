@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -278,6 +279,24 @@ def test_regret_and_ranks() -> None:
     failed = [{"predicted_us": 1.0, "note": "failed"}, *rows]
     assert regret().figures(failed)["top_1"] == float("inf")
     assert regret().ranks([5.0, 1.0, 5.0]) == [2.0, 0.5, 2.0]
+
+
+def test_an_entry_is_changed_wherever_its_equals_stand() -> None:
+    """Sizes up to 4 and up to 8 have equal entries; another µGraph's entry lacks a tile."""
+    own = {"BLOCK_N": 16, "BLOCK_B": 2, "num_warps": 4}
+    table = {4: own, 8: dict(own), 9: {"BLOCK_B": 2, "num_warps": 4}}
+
+    def launch(x: torch.Tensor, wrap: Any) -> None:
+        config = next(c for limit, c in table.items() if len(x) <= limit)
+        wrap(None)[(1,)](x, **config)
+
+    module = ModuleType("kernel")
+    module.SIGNATURE, module.CONFIGS, module._launch = (
+        {"x": (torch.float16, ("N",))}, table, launch,
+    )  # fmt: skip
+    changed = own | {"BLOCK_N": 32}
+    regret().put(regret().slots(module, {"N": 7}), changed)
+    assert table == {4: changed, 8: changed, 9: {"BLOCK_B": 2, "num_warps": 4}}
 
 
 def test_the_suite_names_its_experts_kernels() -> None:
