@@ -35,6 +35,15 @@ from superopt.spec import Spec, build, load_specs
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import online_programs as programs  # noqa: E402
+from online_programs import (  # noqa: E402
+    CAP,
+    WINDOW,
+    masked,
+    normed,
+    positions,
+    scores,
+    weighted,
+)
 
 TARGETS = ("h200", "h100", "a100")
 TOKENS, WIDTH = 16384, 2048  # of attention: batch × S, heads × D
@@ -45,16 +54,17 @@ LENGTHS = (4096, 512, 1024, 2048, 8192, 16384)
 DECODE = ((1, 8192), (1, 1024), (1, 32768), (1, 131072), (16, 4096), (64, 1024), (64, 8192))
 
 
+# Names are imported one by one: a kernel.py carries the functions that its reference calls.
 def softcap_window(q, k, v):
-    i, j = programs.positions(q, k)
-    s = programs.CAP * torch.tanh(programs.scores(q, k) / programs.CAP)
-    return programs.masked(s, (j <= i) & (i - j < programs.WINDOW), v)
+    i, j = positions(q, k)
+    s = CAP * torch.tanh(scores(q, k) / CAP)
+    return masked(s, (j <= i) & (i - j < WINDOW), v)
 
 
 def qk_norm_gqa(q, k, v, wq, wk):
-    k = programs.normed(k.transpose(-1, -2), wk).transpose(-1, -2)
-    s = (programs.normed(q, wq) @ k).float() * q.shape[-1] ** -0.5
-    return programs.weighted(s, v)
+    k = normed(k.transpose(-1, -2), wk).transpose(-1, -2)
+    s = (normed(q, wq) @ k).float() * q.shape[-1] ** -0.5
+    return weighted(s, v)
 
 
 def _made(name: str, fn: Any, tune_at: Any = (), **tensors: Tensor) -> Spec:
