@@ -384,6 +384,7 @@ def aliases(x, i, c, w):
         a.bitwise_right_shift(i, 1), a._softmax(x, 1, False), a._log_softmax(x, 1, False),
         a.special_softmax(x, 1), a.special_log_softmax(x, 1, dtype=None), a.norm(x, 1, [1]),
         a.addmv(x[:, 0], x, w), a.ger(w, w), a.native_group_norm(c, w, w, 2, 4, 6, 2, 1e-5)[0],
+        a._native_batch_norm_legit.no_stats(c, w, w, True, 0.1, 1e-5)[0],
         a.constant_pad_nd(x, [1, 1], 2.0), a.ones_like(x) * x, a.new_ones(x, [4]), a.flipud(x),
         a.type_as(i, i) + 1, a.swapdims(x, 0, 1) + 1, a._unsafe_view(x, [-1]) + 1,
         a.adjoint(x) + 1, a.alias(x) + 1, a.detach(x) + 1, a.broadcast_to(w, [3, 4]) + 1,

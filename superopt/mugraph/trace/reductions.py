@@ -365,3 +365,16 @@ def _batch_norm(
     scale = op("rsqrt", op("add", variance, const(eps, body.dtype)))
     normal = op("mul", op("sub", body, mean), scale)
     return x.with_expr(cast(_affine(x, normal, weight, bias, [1]), call.dtype))
+
+
+@lowering("reduction", "_native_batch_norm_legit", weight=8)
+def _batch_statistics(
+    call: Call, x: Value, weight: Value | None, bias: Value | None, training: bool,
+    momentum: float, eps: float,
+) -> tuple[Value, ...]:  # fmt: skip
+    """The overload without running statistics: normalised over all but axis 1. Instance norms."""
+    dims = [d for d in range(x.rank) if d != 1]
+    normal, mean, scale = _standardized(x, dims, _wide(x), eps)
+    out = cast(_affine(x, normal, weight, bias, [1]), call.dtype)
+    axes = kept(x, dims, keepdim=False)
+    return x.with_expr(out), Value(axes, mean), Value(axes, scale)
