@@ -14,7 +14,7 @@ from superopt.mugraph.program import Config
 LARGEST_TILE = 16384
 MOST_CONFIGS = 20_000  # of one kernel, predicted at once; options are thinned beyond
 KEPT = 24
-INDIFFERENT = 1.05  # the model cannot tell times apart below this ratio: fewer bytes decide
+INDIFFERENT = 1.05  # the model cannot tell times apart below this ratio: bytes * flops decide
 
 Ranked = list[tuple[Config, Prediction]]
 
@@ -60,7 +60,7 @@ def tile_work(config: Config) -> float:
 
 
 def ranked(model: KernelModel, most: float = float("inf"), kept: int = KEPT) -> Ranked:
-    """The best configurations that fit, fastest predicted first; of equals, least bytes first.
+    """The best configurations that fit, fastest predicted first; of equals, least work first.
 
     `most`: of `tile_work`; `kept`: how many, at most.
     """
@@ -89,8 +89,8 @@ def _order(costs: Costs, size: int) -> list[int]:
     if not len(fits):
         return []
     seconds = np.broadcast_to(costs.seconds, (size,))[fits]
-    moved = np.broadcast_to(costs.moved, (size,))[fits]
+    work = np.broadcast_to(costs.moved * np.maximum(costs.flops, 1), (size,))[fits]
     close = seconds <= seconds.min() * INDIFFERENT
-    keys = (fits, np.where(close, moved, seconds), ~close)  # the last is the first to decide
+    keys = (fits, np.where(close, work, seconds), ~close)  # the last is the first to decide
     rounded = (keys[0], np.round(keys[1], 12), keys[2])
     return [int(fits[n]) for n in np.lexsort(rounded)]
