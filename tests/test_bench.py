@@ -260,7 +260,7 @@ def test_a_visit_rehearsed(folder: Path, tmp_path: Path, without_provers: str) -
     assert "matplotlib is not installed" in json.loads((out / "rehearsed.json").read_text())["plot"]
     (pair,) = json.loads((out / "regret.json").read_text())["pairs"]
     assert pair["kind"] == "rehearsed"
-    assert len(pair["rows"]) == 3
+    assert 2 <= len(pair["rows"]) <= 3
     assert not any("note" in r for r in pair["rows"])
     written = (out / "manifest.jsonl").read_text()
     again = visit(kernels, out, without_provers)
