@@ -546,10 +546,7 @@ def _sum_of(names: tuple[str, ...], domain: Cond, p: Product) -> Real:
 
 def opened(f: Factor) -> tuple[list[str], Cond, Real]:
     """A reduction's bound names, new, its condition and its body."""
-    names, domain, body = f.args
-    new = [f"n!{next(_fresh)}" for _ in names]
-    change = renaming(dict(zip(names, new, strict=True)))
-    return new, cond_changed(domain, change), changed(body, change)
+    return _reopened(*f.args)
 
 
 def renaming(names: Mapping[str, str]) -> Change:
