@@ -24,7 +24,8 @@ from superopt.spec import Tensor, spec
 from superopt.verify import Proving
 from superopt.verify.addresses import Prover
 from superopt.verify.host import accepted, paths
-from superopt.verify.integers import FALSE, Atom, Encoder, between, both, lt, poly, symbol
+from superopt.verify.integers import FALSE, Atom, between, both, eq, lt, poly, symbol
+from superopt.verify.smt import Encoder
 
 B, N = Dim("B", min=1, max=4096), Dim("N", min=1, max=65536)
 HALF = torch.float16
@@ -205,14 +206,16 @@ X, Y = symbol("x"), symbol("y")
 @pytest.mark.parametrize("by", [3, 1])
 def test_division_is_that_of_c(by: int) -> None:
     encoder = Encoder()
-    q, r = (encoder.atom(Atom(kind, (X, poly(by)))) for kind in ("quotient", "remainder"))
+    for kind in ("quotient", "remainder"):
+        encoder.atom(Atom(kind, (X, poly(by))))
     for n in (-7, -3, -1, 0, 2, 3, 8):
         solver = z3.Solver()
-        solver.add(*encoder.definitions, z3.Int("x") == n)
+        solver.from_string(encoder.query(encoder.truth(eq(X, n))))
         assert solver.check() == z3.sat
+        model = {d.name(): solver.model()[d].as_long() for d in solver.model().decls()}
         whole = int(n / by)
-        assert solver.model().eval(q).as_long() == whole
-        assert solver.model().eval(r).as_long() == n - whole * by
+        assert model[f"quotient(x, {by})"] == whole
+        assert model[f"remainder(x, {by})"] == n - whole * by
 
 
 def test_a_polynomial_is_divided_by_a_product() -> None:

@@ -33,7 +33,6 @@ from superopt.verify.integers import (
     TRUE,
     Atom,
     Cond,
-    Encoder,
     Poly,
     atoms_of,
     between,
@@ -43,11 +42,13 @@ from superopt.verify.integers import (
     eq,
     le,
     mapped,
+    negation,
     poly,
     product,
     symbol,
 )
 from superopt.verify.programs import INT32, Access, Touched, lane, touched
+from superopt.verify.smt import Encoder
 from superopt.verify.ttir import Region, Unreadable, read
 from superopt.verify.verdict import Obligation
 
@@ -85,22 +86,22 @@ class Prover:
     def _asked(self, given: Cond, claim: Cond, quick: bool) -> Obligation:
         vague = any(a.kind == "unknown" for a in atoms_of((given, claim)))
         for nonlinear in (False,) if quick else (False, True):
+            encoder = Encoder(nonlinear)
+            query = encoder.query(encoder.truth(given), encoder.truth(negation(claim)))
             context = z3.Context()  # of its own: what was asked before has no part in it
-            encoder = Encoder(context, nonlinear)
             solver = z3.SolverFor("QF_NIA" if nonlinear else "QF_LIA", context)
             solver.set("rlimit", NONLINEAR if nonlinear else LINEAR, "random_seed", 0)
-            truths = [encoder.truth(given), z3.Not(encoder.truth(claim))]
-            solver.add(*truths, *encoder.definitions)
+            solver.from_string(query)
             answer = solver.check()
             if answer == z3.unsat:
-                return Obligation("", "proved", smt=solver.to_smt2())
+                return Obligation("", "proved", smt=query)
             if answer == z3.sat and encoder.exact and not vague:
                 model = solver.model()
                 found = {
-                    str(d): model[d].as_long() for d in model.decls() if z3.is_int_value(model[d])
+                    d.name(): model[d].as_long() for d in model.decls() if z3.is_int_value(model[d])
                 }
-                return Obligation("", "refuted", found, solver.to_smt2())
-        return Obligation("", "unknown", smt=solver.to_smt2())
+                return Obligation("", "refuted", found, query)
+        return Obligation("", "unknown", smt=query)
 
 
 # -- the whole file ------------------------------------------------------------------------------

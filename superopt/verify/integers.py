@@ -1,4 +1,4 @@
-"""Integers of a kernel as polynomials over atoms, and what Z3 is told of them.
+"""Integers of a kernel as polynomials over atoms, and conditions on them.
 
     block * 64 + lane0            a polynomial: sums of products of atoms, with integer coefficients
     (S + 63) / 64                 an atom: a quotient that no law of division removed
@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import z3
-
-FEW = 16  # values of a divisor that are taken one by one
 Monomial = tuple["Atom", ...]  # sorted; () is the constant's
 
 
@@ -131,7 +128,7 @@ class Poly:
         quotient: dict[Monomial, int] = {}
         rest: dict[Monomial, int] = {}
         for m, c in self.terms:
-            left = _without(m, by)
+            left = without(m, by)
             if left is None or c % times:
                 rest[m] = c
             else:
@@ -139,7 +136,7 @@ class Poly:
         return Poly.of(quotient), Poly.of(rest)
 
 
-def _without(m: Monomial, by: Monomial) -> Monomial | None:
+def without(m: Monomial, by: Monomial) -> Monomial | None:
     left = list(m)
     for a in by:
         if a not in left:
@@ -148,7 +145,7 @@ def _without(m: Monomial, by: Monomial) -> Monomial | None:
     return tuple(left)
 
 
-def _shared(one: Monomial, two: Monomial) -> Monomial:
+def shared_in(one: Monomial, two: Monomial) -> Monomial:
     left, found = list(two), []
     for a in one:
         if a in left:
@@ -326,140 +323,3 @@ def _changed(a: Atom, change: Callable[[Atom], Poly | None]) -> Poly | None:
         return new
     args = mapped(a.args, change)
     return None if args is a.args else poly(Atom(a.kind, args))
-
-
-def _few_values(p: Poly) -> int:
-    """What a minimum with a small number is at most; 0 for other polynomials."""
-    if p.atom is None or p.atom.kind != "minimum":
-        return 0
-    known = [x.number for x in p.atom.args if x.number is not None]
-    return known[0] if known and 0 < known[0] <= FEW else 0
-
-
-# -- Z3 ------------------------------------------------------------------------------------------
-
-
-class Encoder:
-    """Z3's form of polynomials and conditions, with the definitions of the atoms they hold.
-
-    A product of atoms is Z3's own where `nonlinear`, else an unknown integer, one for each product,
-    of which some facts are told: what is proved so holds, what is refuted need not be false.
-    """
-
-    def __init__(self, context: z3.Context | None = None, nonlinear: bool = False) -> None:
-        self.context, self.nonlinear = context, nonlinear
-        self.known: dict[str, Any] = {}
-        self.products: dict[Monomial, Any] = {}
-        self.definitions: list[Any] = []
-        self.exact = True
-
-    def integer(self, p: Poly) -> Any:
-        total: Any = z3.IntVal(0, self.context)
-        for m, c in p.terms:
-            total = total + c * self._monomial(m)
-        return z3.simplify(total)
-
-    def _monomial(self, m: Monomial) -> Any:
-        if not m:
-            return z3.IntVal(1, self.context)
-        factors = [self.atom(a) for a in m]
-        if len(m) == 1 or self.nonlinear:
-            return z3.Product(*factors) if len(m) > 1 else factors[0]
-        self.exact = False
-        if m not in self.products:
-            made = z3.Int("*".join(a.key for a in m), self.context)
-            some = z3.And(*[f >= 1 for f in factors])
-            none = z3.Or(*[f == 0 for f in factors])
-            self.definitions += [
-                z3.Implies(z3.And(*[f >= 0 for f in factors]), made >= 0),
-                z3.Implies(some, z3.And(*[made >= f for f in factors])),
-                z3.Implies(none, made == 0),
-            ]
-            others = list(self.products)
-            self.products[m] = made
-            for other in others:
-                self._compare_products(m, other)
-            self._bound_product(m)
-        return self.products[m]
-
-    def _compare_products(self, one: Monomial, two: Monomial) -> None:
-        """x*S and y*S differ by S at least where x and y differ, for S >= 0."""
-        shared = _shared(one, two)
-        x, y = _without(one, shared), _without(two, shared)
-        if not shared or x is None or y is None or len(x) != 1 or len(y) != 1:
-            return
-        s, (a,), (b,) = self._monomial(shared), x, y
-        p, q, x_, y_ = self.products[one], self.products[two], self.atom(a), self.atom(b)
-        self.definitions.append(
-            z3.Implies(
-                s >= 0,
-                z3.And(
-                    z3.Implies(x_ < y_, p + s <= q),
-                    z3.Implies(x_ == y_, p == q),
-                    z3.Implies(y_ < x_, q + s <= p),
-                ),
-            )
-        )
-
-    def _bound_product(self, m: Monomial) -> None:
-        """r*S is at most c*S where r, a remainder by a small number, is at most c."""
-        for n, a in enumerate(m):
-            few = a.args[1].number if a.kind == "remainder" else None
-            if few is not None and 0 < few <= FEW:
-                s, r = self._monomial(m[:n] + m[n + 1 :]), self.atom(a)
-                self.definitions += [
-                    z3.Implies(z3.And(s >= 0, r <= c), self.products[m] <= c * s)
-                    for c in range(few)
-                ]
-
-    def atom(self, a: Atom) -> Any:
-        if a.key not in self.known:
-            self.known[a.key] = z3.Int(a.key, self.context)
-            self._define(a, self.known[a.key])
-        return self.known[a.key]
-
-    def _define(self, a: Atom, x: Any) -> None:
-        match a.kind:
-            case "quotient" | "remainder":
-                q, r = (self.atom(Atom(kind, a.args)) for kind in ("quotient", "remainder"))
-                if a.kind == "quotient":  # once for the two
-                    self._divide(a, q, r)
-            case "minimum" | "maximum":
-                one, two = map(self.integer, a.args)
-                first = one <= two if a.kind == "minimum" else one >= two
-                self.definitions.append(x == z3.If(first, one, two))
-            case "choice":
-                c, one, two = a.args
-                self.definitions.append(
-                    x == z3.If(self.truth(c), self.integer(one), self.integer(two))
-                )
-
-    def _divide(self, quotient: Atom, q: Any, r: Any) -> None:
-        """C's division: the remainder has the dividend's sign. By 0 or less: anything."""
-        over, by = quotient.args
-        n, d = self.integer(over), self.integer(by)
-        cases = _few_values(by)
-        if self.nonlinear or by.number is not None:
-            self.definitions.append(n == d * q + r)
-        elif cases:  # linear, one case at a time
-            self.definitions += [z3.Implies(d == k, n == k * q + r) for k in range(1, cases + 1)]
-        else:
-            self.definitions.append(n == self.integer(by * poly(quotient)) + r)
-        up = z3.Implies(n >= 0, z3.And(q >= 0, r >= 0, r < d))
-        down = z3.Implies(n < 0, z3.And(q <= 0, r <= 0, -r < d))
-        self.definitions.append(z3.Implies(d > 0, z3.And(up, down)))
-
-    def truth(self, c: Cond) -> Any:
-        if c in (TRUE, FALSE):
-            return z3.BoolVal(c == TRUE, self.context)
-        match c.op:
-            case "lt" | "le" | "eq":
-                one, two = map(self.integer, c.args)
-                return one < two if c.op == "lt" else one <= two if c.op == "le" else one == two
-            case "and":
-                return z3.And(*map(self.truth, c.args), self.context or z3.main_ctx())
-            case "or":
-                return z3.Or(*map(self.truth, c.args), self.context or z3.main_ctx())
-            case "not":
-                return z3.Not(self.truth(c.args[0]))
-        return z3.Bool(str(c), self.context)
