@@ -82,6 +82,7 @@ class Forms:
     constants: list[Fraction] = field(default_factory=list)
     known: dict[tuple[str, Cond], Real] = field(default_factory=dict)
     asked: dict[tuple[Cond, Cond], bool] = field(default_factory=dict)
+    domains: dict[tuple[Any, ...], list[Cond]] = field(default_factory=dict)
 
     def follows(self, facts: Cond, c: Cond) -> bool:
         if c == TRUE or set(conjuncts(c)) <= set(conjuncts(facts)):
@@ -137,8 +138,29 @@ class Forms:
     def factor(self, f: Factor, facts: Cond) -> Real:
         key = (f.key, facts)
         if key not in self.known:
-            self.known[key] = self._factor(f, facts)
+            self.known[key] = self.settled(self._factor(f, facts), facts)
         return self.known[key]
+
+    def settled(self, x: Real, facts: Cond) -> Real:
+        """The value with its reductions over the conditions under which each was first seen."""
+        terms: dict[Any, Fraction] = {}
+        for p, c in x.terms:
+            own = sorted(((self.first_seen(f, facts), e) for f, e in p), key=lambda t: t[0].key)
+            terms[tuple(own)] = terms.get(tuple(own), Fraction(0)) + c
+        return Real.of(terms)
+
+    def first_seen(self, f: Factor, facts: Cond) -> Factor:
+        """The reduction over a condition that holds for the same indices, if there was one."""
+        if f.kind not in REDUCTIONS:
+            return f
+        names, domain, body = f.args
+        known = self.domains.setdefault((f.kind, names, body), [])
+        for other in known:
+            same = both(facts, domain), both(facts, other)
+            if other == domain or (self.follows(same[0], other) and self.follows(same[1], domain)):
+                return Factor(f.kind, (names, other, body))
+        known.append(domain)
+        return f
 
     def _factor(self, f: Factor, facts: Cond) -> Real:
         match f.kind:
@@ -342,7 +364,8 @@ class Forms:
             domain = self.domain(either(d1, d2), names, facts)
             outside = Real(((rest, c),))
             left = x - outside * real(one) - outside * real(two)
-            return self.joined(left + outside * over("sum", list(names), domain, body), facts)
+            whole = self.settled(over("sum", list(names), domain, body), facts)
+            return self.joined(left + outside * whole, facts)
         return x
 
     # -- two values ------------------------------------------------------------------------------
@@ -539,7 +562,7 @@ def _without_quotient(c: Cond, name: str) -> Cond | None:
 def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation], set[str]]:
     """That a kernel.py's outputs are the program's, for each way through its host code.
 
-    With the laws that it takes: without any one of them something is not proved. The first way
+    With the laws that it takes: by these without any one something is not proved. The first way
     that is not proved is the last that is looked at.
     """
     prover = Prover()
