@@ -336,6 +336,22 @@ PAIRS: dict[str, tuple[Callable, Callable, bool]] = {
         lambda x: x.sum(-1),
         True,
     ),
+    "one more of a row": (
+        lambda x: torch.cat([x, x[:, :1]], 1).exp().sum(-1),
+        lambda x: x.exp().sum(-1) + x[:, 0].exp(),
+        True,
+    ),
+    "one other of a row": (
+        lambda x: torch.cat([x, x[:, :1]], 1).exp().sum(-1),
+        lambda x: x.exp().sum(-1) + x[:, 1].exp(),
+        False,
+    ),
+    "the largest of one more": (
+        lambda x: torch.cat([x, 2 * x[:, :1]], 1).exp().amax(-1),
+        lambda x: torch.maximum(x.exp().amax(-1), (2 * x[:, 0]).exp()),
+        True,
+    ),
+    "a steep exponential": (lambda x: (x / 8e-6).exp(), lambda x: (125000 * x).exp(), True),
     "the second largest": (
         lambda x: x.masked_fill(x == x.amax(-1, keepdim=True), -torch.inf).amax(-1),
         lambda x: x.masked_fill(x == x.amin(-1, keepdim=True), -torch.inf).amax(-1),

@@ -56,6 +56,7 @@ from superopt.verify.reals import (
     extreme,
     factors_in,
     function,
+    given,
     law,
     laws,
     logarithm,
@@ -194,9 +195,10 @@ class Forms:
         if domain == FALSE and f.kind == "sum":
             return real(0)
         for n in names:
-            at = {Atom("symbol", (n,)): poly(0)}
+            at = {Atom("symbol", (n,)): _least(domain, n)}
             first, inside = cond_changed(domain, at), both(facts, domain)
-            single = self.follows(inside, eq(symbol(n), 0)) and self.follows(inside, first)
+            (value,) = at.values()
+            single = self.follows(inside, eq(symbol(n), value)) and self.follows(inside, first)
             if not single or not law("a single index"):
                 continue
             body, left = changed(body, at), [m for m in names if m != n]
@@ -204,10 +206,29 @@ class Forms:
                 return self.tidy(over(f.kind, left, first, body), facts)
             known = self.follows(facts, first)
             return self.tidy(body, facts) if known else over(f.kind, names, domain, body)
+        parted = self.parted(f.kind, names, domain, body, facts)
+        if parted is not None:
+            return parted
         counted = self.count(names, domain, facts) if f.kind == "sum" else None
         if counted is not None and body == real(1):
             return counted
         return over(f.kind, names, domain, body)
+
+    def parted(
+        self, kind: str, names: Sequence[str], domain: Cond, body: Real, facts: Cond
+    ) -> Real | None:
+        """sum[n < 9] exp(f * (n < 8)) as sum[n < 8] exp(f) + sum[8 <= n < 9] exp(0)."""
+        c = _undecided(names, body)
+        if kind == "prod" or c is None:
+            return None
+        if not law("sum over a union" if kind == "sum" else "maximum of maxima"):
+            return None
+        ways = [(both(domain, way), given(body, way)) for way in (c, negation(c))]
+        ways = [w for w in ways if not self.follows(both(facts, w[0]), FALSE)]
+        parts = [self.tidy(over(kind, names, *way), facts) for way in ways]
+        if kind == "sum":
+            return sum(parts, real(0))
+        return extreme(kind.removesuffix(" of"), *parts) if parts else None
 
     def united_factor(self, f: Factor, facts: Cond) -> Real | None:
         """A maximum over a disjunction, as two maxima made it, over what that comes to."""
@@ -476,6 +497,23 @@ def _fusions(names: Sequence[str], parts: Sequence[Cond]) -> Iterator[Fusion]:
                 rest = [p for p in parts if p not in (low, c, le(0, own))]
                 kept = (low, *(cond_changed(p, both_) for p in rest))
                 yield Fusion(n, limit, both_, kept, f"quotient({inner}")
+
+
+def _least(domain: Cond, name: str) -> Poly:
+    """What an index is at least, by the first part of the condition that says so; else 0."""
+    own = symbol(name)
+    for c in conjuncts(domain):
+        if c.op == "le" and c.args[1] == own and name not in c.args[0].names:
+            return c.args[0]  # type: ignore[no-any-return]
+    return poly(0)
+
+
+def _undecided(names: Sequence[str], body: Real) -> Cond | None:
+    """A condition on bound indices by which what is reduced is one or another."""
+    bound = {m for f in factors_in([body]) if f.kind in REDUCTIONS for m in f.args[0]}
+    found = {f.args[0] for f in factors_in([body]) if f.kind == "truth"}
+    own = (c for c in found if not compares(c) and c.names & {*names} and not c.names & bound)
+    return min(own, key=lambda c: (len(str(c)), str(c)), default=None)
 
 
 def _unjoined(

@@ -328,6 +328,8 @@ def power(x: Real, e: Fraction) -> Real:
     if e == 0:
         return real(1)
     if e > 0 and e.denominator == 1:
+        if len(x.terms) == 1:
+            return _with_powers(x.terms[0][0], e, x.terms[0][1])
         result = real(1)
         for _ in range(int(e)):
             result = result * x
