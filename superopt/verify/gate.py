@@ -7,8 +7,10 @@ before triton is imported, and a kernel that crashes or hangs must not take the 
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -24,6 +26,7 @@ from superopt.verify.draws import sample_sizes
 
 SECONDS = 3.0  # about what a gate may take on one core, start of the process aside
 PATIENCE = 30.0  # times that, and the process is taken to hang
+BUSY = 5.0  # times longer that may take on a machine that does other work too
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Worker:
             process.stdin.flush()
         except BrokenPipeError:
             raise self._death() from None
-        if not select.select([process.stdout], [], [], timeout)[0]:
+        if not _answered(process, timeout):
             self.close()
             raise TimeoutError(f"the kernel did not finish in {timeout:.0f} s")
         line = process.stdout.readline()
@@ -133,6 +136,28 @@ class Worker:
         self.process.kill()
         self.process.communicate()
         self.process = None
+
+
+def _answered(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Whether it answers before it has run for so many seconds, however busy the machine is.
+
+    One that waits is given up after `BUSY` times as long.
+    """
+    assert process.stdout is not None
+    begun, end = _ran(process), time.monotonic() + BUSY * seconds
+    while not select.select([process.stdout], [], [], 1.0)[0]:
+        if _ran(process) - begun > seconds or time.monotonic() > end:
+            return False
+    return True
+
+
+def _ran(process: subprocess.Popen[str]) -> float:
+    """Seconds of a core that it has spent; proc(5), fields 14 and 15. 0 where it has ended."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def gate_sizes(program: Program, limits: Sequence[Mapping[str, int]] = ()) -> list[dict[str, int]]:

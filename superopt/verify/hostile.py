@@ -114,6 +114,11 @@ class Row:
     weight: Change = same
     bools: Change = same
 
+    @property
+    def wild(self) -> bool:
+        """Whether values may be NaN or infinite."""
+        return self.name.startswith(("a few", "a NaN", "rows"))
+
 
 # In order of what they are likely to show: where a kernel is slow to run, the last are left out.
 ROWS = (
@@ -142,18 +147,31 @@ ROWS = (
 
 
 class Inputs:
-    """Makes a program's inputs on the CPU; base values are drawn once and kept for fixed shapes."""
+    """Makes a program's inputs on the CPU; base values are drawn once and kept for fixed shapes.
+
+    Of large inputs only the rows that a kernel reads are made hostile, where these are known; what
+    was made so is as drawn again when the next are made.
+    """
 
     def __init__(self, program: Program, seed: int) -> None:
         self.program, self.seed = program, seed
         self.pool = torch.randn(PERIOD, generator=torch.Generator().manual_seed(seed % 2**63))
         self.kept: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self.weights = weights(program)
+        self.changed: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def make(self, row: Row, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-        return {t.name: self._input(t, row, sizes) for t in self.program.inputs}
+    def make(
+        self, row: Row, sizes: Mapping[str, int], read: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """`read`: numbers of rows, along the last axis, that alone need be hostile, by input."""
+        for lines, numbers, values in self.changed:
+            lines[numbers] = values
+        self.changed = []
+        return {t.name: self._input(t, row, sizes, read or {}) for t in self.program.inputs}
 
-    def _input(self, tensor: Tensor, row: Row, sizes: Mapping[str, int]) -> torch.Tensor:
+    def _input(
+        self, tensor: Tensor, row: Row, sizes: Mapping[str, int], read: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         shape = tuple(extent_value(e, dict(sizes)) for e in tensor.shape)
         kind = DTYPES[tensor.dtype].kind
         if kind == "bool":
@@ -165,9 +183,17 @@ class Inputs:
         base = self._base(tensor, shape, dtype)
         if change is same:
             return base
-        made, most = change(base), torch.finfo(dtype).max
-        kept = row.name.startswith(("a few", "a NaN", "rows"))
-        return made if kept else made.clamp_(-most, most)
+        if change is _transposed or tensor.name not in read:
+            return self._within(change(base), row)
+        lines, numbers = base.view(-1, shape[-1]), read[tensor.name]
+        self.changed.append((lines, numbers, lines[numbers]))
+        lines[numbers] = self._within(change(lines[numbers]), row)
+        return base
+
+    @staticmethod
+    def _within(x: torch.Tensor, row: Row) -> torch.Tensor:
+        most = torch.finfo(x.dtype).max
+        return x if row.wild else x.clamp_(-most, most)
 
     def _base(
         self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32

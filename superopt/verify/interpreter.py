@@ -202,6 +202,8 @@ class Watch:
     launches: list[Launch] = field(default_factory=list)
     regions: dict[int, Region] = field(default_factory=dict)
     fresh: dict[int, Array] = field(default_factory=dict)  # bytes stored by the running launch
+    noting: bool = False  # whether to note which rows of inputs, along the last axis, are read
+    rows: dict[int, set[int]] = field(default_factory=dict)  # those, by the input's address
 
     def __post_init__(self) -> None:
         self.undo = ExitStack()
@@ -291,6 +293,10 @@ class Watch:
         program = interpreter.interpreter_builder.grid_idx
         if region is None:
             raise BadAccess(f"{launch.kernel}, program {program}: {kind} outside of every tensor")
+        if self.noting and region.is_input:
+            row = region.keep.shape[-1] * region.keep.element_size()
+            read = np.unique((active - np.uint64(region.low)) // np.uint64(row))
+            self.rows.setdefault(region.low, set()).update(map(int, read))
         if kind != "load":
             if region.is_input:
                 raise BadAccess(f"{launch.kernel}, program {program}: {kind} to an input")

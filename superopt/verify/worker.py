@@ -35,6 +35,11 @@ from superopt.verify.interpreter import Watch, faithful, widen
 from superopt.verify.judge import Judgement, judge, pooled
 from superopt.verify.tested import describe
 
+TAME = (
+    0.0,
+    4096.0,
+    -4096.0,
+)  # what stands for values that are not finite, where masks may hide them
 MOST_PROGRAMS = 6  # of the last launch, for one set of inputs
 MOST_ELEMENTS = 4096  # compared in one output, for one set of inputs
 ROW_ELEMENTS = 128  # of each row compared, to know its largest value and eager's error
@@ -48,6 +53,7 @@ SHORT = ", short tiles"  # said of inputs that a kernel was given with its tiles
 SHORT_TILE = 16  # their length, the least that a dot takes; longer where an extent is fixed and
 TURNING = ("ordinary", "rows that rise", "rows that begin with -inf")  # rows run with short tiles
 MOST_TURNS = 32  # would take more turns of a loop than so many
+LARGE = 1 << 24  # elements of an input, of which only the rows that are read are made hostile
 MOST_COST = 20.0  # estimated seconds of running all programs of launches before the last
 
 
@@ -64,6 +70,20 @@ def lazily(t: torch.Tensor) -> Any:
         return to_numpy(t)
     bits = t.view(torch.int16).numpy().view(np.uint16)
     return draws.Indexed(t.shape, np.float64, lambda at: widen(bits[at]).astype(np.float64))
+
+
+def _finite(x: Any, value: float) -> Any:
+    """The same with a number in place of NaN and infinities, as it is read."""
+    if not isinstance(x, draws.Indexed | np.ndarray) or not np.issubdtype(x.dtype, np.floating):
+        return x
+    if not x.shape:
+        return np.where(np.isfinite(x), x, value)
+
+    def element(at: tuple[Array, ...]) -> Array:
+        found = x[at]
+        return np.where(np.isfinite(found), found, value)
+
+    return draws.Indexed(x.shape, x.dtype, element)
 
 
 @dataclass
@@ -156,11 +176,12 @@ class Job:
 
     def one(self, n: int, of: int, row: Row, sizes: dict[str, int]) -> None:
         where = {"inputs": row.name, "sizes": sizes}
-        inputs = self.inputs.make(row, sizes)
-        chosen = self.choose(n, of, inputs, sizes, where)
+        drawn = self.inputs.make(ROWS[0], sizes)
+        chosen = self.choose(n, of, drawn, sizes, where)
         if chosen is None:
             self.left_out.append(f"{row.name} at {sizes}" if sizes else row.name)
             return
+        inputs = self.inputs.make(row, sizes, self.rows_read(drawn, chosen, where))
         outputs, watch = self.launch(inputs, lambda launch, _: chosen[launch], where)
         self.runs += 1
         self.ran += sum(launch.ran for launch in watch.launches)
@@ -170,9 +191,9 @@ class Job:
         if everything:
             self.check_whole(written, where)
         rng = random.Random(f"{self.seed} {n}")
-        found = self.compare(inputs, outputs, written, sizes, where, rng)
+        found = self.compare(row, inputs, outputs, written, sizes, where, rng)
         if any(1 < c.judgement.ratio <= MARGINAL for c in found):
-            found = self.compare(inputs, outputs, written, sizes, where, rng, MORE_ROWS)
+            found = self.compare(row, inputs, outputs, written, sizes, where, rng, MORE_ROWS)
             found = self.pool([found])
         if any(1 < c.judgement.ratio <= MARGINAL for c in found):
             found = self.pool([found, *self.redrawn(row, sizes, chosen, rng)])
@@ -182,6 +203,22 @@ class Job:
                 self.worst, self.worst_at = c.judgement.ratio, f"{row.name} at {sizes}"
             if c.judgement.ratio > 1:
                 raise Failure(c.witness)
+
+    def rows_read(
+        self,
+        drawn: Mapping[str, torch.Tensor],
+        chosen: Sequence[set[int] | None],
+        where: Mapping[str, Any],
+    ) -> dict[str, torch.Tensor]:
+        """Which rows of large inputs the chosen programs of a lone launch read."""
+        large = {n: t for n, t in drawn.items() if t.numel() > LARGE and t.is_floating_point()}
+        if not large or len(chosen) != 1 or chosen[0] is None:
+            return {}
+        _, watch = self.launch(drawn, lambda *_: chosen[0], where, noting=True)
+        return {
+            name: torch.tensor(sorted(watch.rows.get(t.untyped_storage().data_ptr(), ())))
+            for name, t in large.items()
+        }
 
     def redrawn(
         self,
@@ -198,7 +235,7 @@ class Job:
             inputs = Inputs(self.program, self.seed + again).make(row, sizes)
             outputs, watch = self.launch(inputs, lambda launch, _: chosen[launch], where)
             written = [watch.written(t) for t in outputs]
-            yield self.compare(inputs, outputs, written, sizes, where, rng, MORE_ROWS)
+            yield self.compare(row, inputs, outputs, written, sizes, where, rng, MORE_ROWS)
 
     @staticmethod
     def pool(draws: Sequence[Sequence[Compared]]) -> list[Compared]:
@@ -216,9 +253,10 @@ class Job:
         inputs: Mapping[str, torch.Tensor],
         plan: Callable[[int, int], set[int] | None],
         where: Mapping[str, Any],
+        noting: bool = False,
     ) -> tuple[list[torch.Tensor], Watch]:
         try:
-            with Watch(plan, list(inputs.values())) as watch, torch.no_grad():
+            with Watch(plan, list(inputs.values()), noting=noting) as watch, torch.no_grad():
                 result = self.kernel(*(inputs[name] for name in self.arguments))
         except Exception as error:
             cause = error
@@ -297,6 +335,7 @@ class Job:
 
     def compare(
         self,
+        row: Row,
         inputs: Mapping[str, torch.Tensor],
         outputs: Sequence[torch.Tensor],
         written: Sequence[Array],
@@ -307,7 +346,7 @@ class Job:
     ) -> list[Compared]:
         """A judgement for each output; eager's errors are taken over some more rows too."""
         found = []
-        references = self.references(inputs, written, sizes, rng, more_rows)
+        references = self.references(row, inputs, written, sizes, rng, more_rows)
         for tensor, output, reference in zip(
             self.program.outputs, outputs, references, strict=True
         ):
@@ -330,6 +369,7 @@ class Job:
 
     def references(
         self,
+        row: Row,
         inputs: Mapping[str, torch.Tensor],
         written: Sequence[Array],
         sizes: Mapping[str, int],
@@ -338,7 +378,7 @@ class Job:
     ) -> Iterator[Reference]:
         """What each output is compared with."""
         arrays = {name: lazily(t) for name, t in inputs.items()}
-        tamed = [{name: lazily(t) for name, t in x.items()} for x in tame(self.program, inputs)]
+        tamed = tame(self.program, arrays) if row.wild else []
         work = closed.work(self.program.roots, {}, sizes)
         cheap = work <= EAGER_WORK and self.has_reference
         whole = self.eager_outputs(inputs) if cheap else None
@@ -396,8 +436,8 @@ class Reference:
     """What some elements of an output are compared with.
 
     `at`: their indices; `mask`: which were written. `exact`: float64's values; `tamed`: the same
-    for each of `tame` inputs. `eager`: eager's; `emulated`: what it gives where every operator is
-    rounded to its own type.
+    with each of `TAME` in place of inputs that are not finite. `eager`: eager's; `emulated`: what
+    it gives where every operator is rounded to its own type.
     """
 
     at: tuple[Array, ...]
@@ -441,20 +481,14 @@ def _named(values: Callable[[], dict[str, Array]], name: str) -> Array:
     return values()[name]
 
 
-def tame(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+def tame(program: Program, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The inputs with each of some numbers in place of NaN and infinities.
 
-    None where all are finite, and where the program has no condition that could mask them.
+    None where the program has no condition that could mask them.
     """
     if not any(e.dtype == "bool" and e.op != "const" for e in toposort(*program.roots)):
         return []
-    wild = {n: t for n, t in inputs.items() if not t.isfinite().all()}
-    if not wild:
-        return []
-    return [
-        {**inputs, **{n: torch.where(t.isfinite(), t, v) for n, t in wild.items()}}
-        for v in (0.0, 4096.0, -4096.0)
-    ]
+    return [{n: _finite(x, v) for n, x in arrays.items()} for v in TAME]
 
 
 def unless_masked(
