@@ -56,7 +56,7 @@ def search(
         "results"
     ),
     target: Annotated[
-        str, typer.Option(help="h200, h100, a100, or a profile's .json file.")
+        str, typer.Option(help="a100, b200, h100, h200, l4, mi300x, or a profile's .json file.")
     ] = "h200",
     time_limit: Annotated[
         float | None, typer.Option(help="Stop each spec's search after so many seconds.")

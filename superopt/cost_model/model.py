@@ -20,7 +20,7 @@ from superopt.mugraph.expr import Axis
 from superopt.mugraph.program import Config, Kernel, KernelGraph
 from superopt.mugraph.threads import MIN_TILE
 
-REGISTERS_A_THREAD = 250
+SPARE_REGISTERS = 5  # that the compiler takes for itself
 STRAIGHT_REGISTERS = 176  # outside loops: a full file gains nothing there, and costs occupancy
 UNROLLED = 2048  # multiplications of a thread in a lone fp32 dot without tensor cores
 L2_SHARE = 0.5  # of L2 that one kernel's reuse may count on
@@ -165,9 +165,10 @@ class KernelModel:
         reduced in a loop for one another without dots, all that is loaded stays until the last of
         these is done (compiled for sm_90, 20 configurations of 4 such kernels).
         """
-        threads = 32 * space.warps
+        p = self.profile
+        threads = p.threads_per_warp * space.warps
         most = np.minimum(
-            REGISTERS_A_THREAD, self.profile.registers_per_multiprocessor / threads - 8
+            p.registers_per_thread - SPARE_REGISTERS, p.registers_per_multiprocessor / threads - 8
         )
         worst = np.zeros(1)
         fits = np.ones(1, bool)
@@ -232,7 +233,8 @@ class KernelModel:
         p = self.profile
         by_warps = p.warps_per_multiprocessor // space.warps
         by_shared = p.shared_bytes_per_multiprocessor // np.maximum(shared, 1.0)
-        by_registers = p.registers_per_multiprocessor // (registers * 32 * space.warps)
+        threads = p.threads_per_warp * space.warps
+        by_registers = p.registers_per_multiprocessor // (registers * threads)
         limit = np.minimum(np.minimum(by_warps, by_shared), by_registers)
         return np.clip(limit, 1.0, p.programs_per_multiprocessor)
 

@@ -25,6 +25,7 @@ class Profile:
     multiprocessors: float
     clock_ghz: float
     dram_bytes_per_s: float
+    dram_fraction: float  # of it that the best copies reach
     dram_bytes: float
     l2_bytes: float
     l2_bytes_per_s: float
@@ -38,6 +39,8 @@ class Profile:
     scalar_per_s: float
     special_per_s: float
     registers_per_multiprocessor: float
+    registers_per_thread: float
+    threads_per_warp: float
     shared_bytes_per_multiprocessor: float
     shared_bytes_per_program: float
     warps_per_multiprocessor: float

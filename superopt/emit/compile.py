@@ -27,6 +27,7 @@ from superopt.errors import SuperoptError, UsageError
 SECONDS = 30.0  # for one launch; a kernel that fits its registers takes one or two
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
+    "sm_89": ("cuda", 89, 32),
     "sm_90": ("cuda", 90, 32),
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
