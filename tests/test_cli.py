@@ -238,7 +238,11 @@ def test_no_such_name(spec_file: Any) -> None:
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("--target", "h300", "unknown target 'h300'; known: a100, b200, h100, h200, l4, mi300x, or a .json file"),
+        (
+            "--target",
+            "h300",
+            "unknown target 'h300'; known: a100, b200, h100, h200, l4, mi300x, or a .json file",
+        ),
         ("--precision", "fp8", "unknown precision 'fp8'; known: ieee, tf32, tf32x3"),
         ("--jobs", "0", "jobs is 0; at least 1 is needed"),
         ("--top", "0", "top is 0; at least 1 is needed"),
