@@ -45,14 +45,14 @@ class Cache:
         return None
 
     def put(self, key: Any, value: Any) -> None:
-        path = self.path(key)
+        path, text = self.path(key), json.dumps(value)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._tidy(path.parent)
             with NamedTemporaryFile(
                 "w", dir=path.parent, prefix=path.stem, suffix=".part", delete=False
             ) as part:
-                part.write(json.dumps(value))
+                part.write(text)
             os.replace(part.name, path)
 
     @staticmethod
