@@ -91,7 +91,8 @@ def dots(asm: Mapping[str, Any]) -> tuple[str, ...]:
 def inner_loop(asm: Mapping[str, Any]) -> dict[str, int]:
     """How many instructions of each of `KINDS` a turn of the busiest innermost loop has.
 
-    The busiest has most tensor-core instructions, then most of all. {} where nothing loops.
+    The busiest has most tensor-core instructions; of equals, the shortest, as it has no masks to
+    apply. Without such instructions it is the longest. {} where nothing loops.
     """
     if "amdgcn" in asm:
         return mix(asm["amdgcn"], GCN)
@@ -109,7 +110,12 @@ def mix(listing: str, patterns: Mapping[str, str]) -> dict[str, int]:
     """
     lines = listing.splitlines()
     counts = [_count(lines[a:b], patterns) for a, b in _innermost(lines)]
-    return max(counts, key=lambda c: (c["tensor"], sum(c.values())), default={})
+    return max(counts, key=_busy, default={})
+
+
+def _busy(counts: Mapping[str, int]) -> tuple[int, int]:
+    length = sum(counts.values())
+    return counts["tensor"], -length if counts["tensor"] else length
 
 
 _LABEL = re.compile(r"^(\.L\w+):")
