@@ -157,9 +157,19 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 
 
 @app.command()
-def show(folder: Folder) -> None:
+def show(
+    folder: Folder,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Explain the predicted times instead.")
+    ] = False,
+) -> None:
     """Print the µGraph and the schedule of the kernel that a search chose."""
     with errors_reported():
+        if cost:
+            from superopt.cost import show_cost
+
+            print(show_cost(folder))
+            return
         from superopt.report import read_report
         from superopt.report import show as shown
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from superopt.compiler import Compiler
+from superopt.contention import contenders, fastest, made, problem
 from superopt.cost_model.baselines import baselines
-from superopt.cost_model.configs import ranked, tile_work
+from superopt.cost_model.configs import ranked, size_of_space, tile_work
 from superopt.cost_model.model import KernelModel, Prediction, predict
 from superopt.cost_model.profile import Profile, load_profile
 from superopt.emit import Notes, emit
@@ -101,6 +102,7 @@ class Draft:
     """What runs for one tuned size, once compiled.
 
     `skipped` says what was wrong with better ranked configurations; `tried` are those, by kernel.
+    `in_contention`: compiled only to compare them; `predicted`: all that the model compared.
     """
 
     sizes: Sizes
@@ -109,13 +111,17 @@ class Draft:
     compiled: tuple[CompileStats, ...] = ()
     skipped: list[str] = field(default_factory=list)
     tried: dict[int, list[Config]] = field(default_factory=dict)
+    in_contention: int = 0
+    predicted: int = 0
 
     @property
     def choice(self) -> Choice:
         return to_choice(self.sizes, self.candidate, tuple(self.configs))
 
     def prediction(self, profile: Profile) -> Prediction:
-        return predict(self.candidate.graph, self.configs, dict(self.sizes), profile)
+        """By what the compiler made of it, once that is known."""
+        known = [made(stats) for stats in self.compiled]
+        return predict(self.candidate.graph, self.configs, dict(self.sizes), profile, known)
 
 
 @dataclass
@@ -327,9 +333,16 @@ def _fitted(
         for draft in open_ones:
             with run.phase("compile"):
                 compiled = compiler(source, dict(draft.sizes), run.profile.arch)
-            problems = {n: p for n, c in enumerate(compiled) if (p := _problem(c, run.profile))}
+            problems = {n: p for n, c in enumerate(compiled) if (p := problem(c, run.profile))}
             if not problems:
                 draft.compiled = tuple(compiled)
+                _contend(run, draft, compiler)
+                draft.candidate.at[draft.sizes] = (
+                    tuple(draft.configs),
+                    draft.prediction(run.profile),
+                )
+                if _overtaken(run, draft):
+                    raise Slower
             elif not _replaced(run, draft, problems):
                 reason = "; ".join(draft.skipped)
                 _refuse(run, draft.candidate, "compile", reason, {"sizes": dict(draft.sizes)})
@@ -345,22 +358,44 @@ def _overtaken(run: Run, draft: Draft) -> bool:
     return min(times) * SAME < draft.candidate.at[draft.sizes][1].time_us
 
 
-def _problem(compiled: CompileStats, profile: Profile) -> str:
-    """Why a compiled launch is not good enough; empty where it is."""
-    if not compiled.ok:
-        return compiled.error
-    if compiled.spilled_bytes:
-        return f"spills {compiled.spilled_bytes} bytes a thread"
-    if compiled.shared_bytes > profile.shared_bytes_per_program:
-        return f"needs {compiled.shared_bytes} bytes of shared memory"
-    return ""
+def _contend(run: Run, draft: Draft, compiler: Compiler) -> None:
+    """Compare a draft's configurations with those that may be faster, once; see `contention`."""
+    if draft.predicted:
+        return
+    for n, kernel in enumerate(draft.candidate.graph.kernels):
+        model = KernelModel(kernel, dict(draft.sizes), run.profile)
+        draft.predicted += size_of_space(model)
+        known = {draft.configs[n]: draft.compiled[n]}
+        refused = draft.tried.get(n, [])
+        while left := contenders(model, known, refused):
+            found = _compiled_alone(run, draft, n, left, compiler)
+            known.update(zip(left, found, strict=True))
+        draft.in_contention += len(known) - 1
+        best, _ = fastest(model, known)
+        if best != draft.configs[n]:
+            draft.configs[n], draft.compiled = best, ()
+
+
+def _compiled_alone(
+    run: Run, draft: Draft, n: int, configs: Sequence[Config], compiler: Compiler
+) -> list[CompileStats]:
+    """What the compiler makes of kernel `n` in each of some configurations, at the draft's size."""
+    calls = []
+    for config in configs:
+        others = [config if m == n else c for m, c in enumerate(draft.configs)]
+        choice = to_choice(draft.sizes, draft.candidate, tuple(others))
+        with run.phase("emit"):
+            source = emit(run.traced, [choice], notes(run, [draft]))
+        calls.append((source, dict(draft.sizes)))
+    with run.phase("compile"):
+        return [stats[n] for stats in compiler.all(calls, run.profile.arch)]
 
 
 def _replaced(run: Run, draft: Draft, problems: Mapping[int, str]) -> bool:
     """Give the kernels with problems their next configurations; False where one has none left."""
-    for n, problem in problems.items():
+    for n, wrong in problems.items():
         kernel, config = draft.candidate.graph.kernels[n], draft.configs[n]
-        draft.skipped.append(f"{kernel.name} {describe_config(config)}: {problem}")
+        draft.skipped.append(f"{kernel.name} {describe_config(config)}: {wrong}")
         tried = draft.tried.setdefault(n, [])
         tried.append(config)
         if len(tried) > len(LIGHTER):

@@ -160,6 +160,10 @@ def _size_row(run: Run, sizes: Sizes) -> Json:
         row["compiled"] = [asdict(c) for c in pick.compiled]
         row["mma_sync"] = _without_wgmma(run, pick)
         row["configs_skipped"] = list(pick.skipped)
+        row["configs"] = {
+            "predicted": pick.predicted,
+            "compiled": len(pick.compiled) + len(pick.skipped) + pick.in_contention,
+        }
     return row
 
 
@@ -375,9 +379,7 @@ def _row(title: str, figures: Mapping[str, Any]) -> tuple[str, str, str, str]:
 def show(report: Mapping[str, Any], index: int = 0) -> str:
     """The µGraph of a size's winner, its configuration and each kernel's schedule."""
     row = report["sizes"][index]
-    if row["best"] is None:
-        raise UsageError("the report has no winner: nothing passed the checks")
-    text = report["candidates"][row["candidate"]]["graph"].rstrip()
+    text = chosen(report, row)
     graph, lines = parse_graph(text), [text, ""]
     for kernel, config in zip(graph.kernels, row["best"]["config"], strict=True):
         tiles = Config(tuple(config["tiles"].items()), config["warps"], config["stages"])
@@ -388,6 +390,13 @@ def show(report: Mapping[str, Any], index: int = 0) -> str:
             lines += ["  " + line for line in show_schedule(branch).splitlines()]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def chosen(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The text of the µGraph that a size's row chose. Raises UsageError where it has none."""
+    if row["best"] is None:
+        raise UsageError("the report has no winner: nothing passed the checks")
+    return str(report["candidates"][row["candidate"]]["graph"]).rstrip()
 
 
 def _claims(report: Mapping[str, Any]) -> str:
@@ -420,6 +429,10 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
         f"search:  {search['enumerated']} enumerated in {search['seconds']:.2f} s"
         f" ({search['stop_reason']}); {others}"
     )
+    if best is not None:
+        configs = [row["configs"] for row in report["sizes"] if row["best"] is not None]
+        sums = {k: sum(c[k] for c in configs) for k in ("predicted", "compiled")}
+        lines.append(f"configs: {sums['predicted']} predicted, {sums['compiled']} compiled")
     if best is not None and report["rejected"]:
         lines.append(
             f"         {count(len(report['rejected']), 'better candidate')} refused; see the report"

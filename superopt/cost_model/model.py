@@ -370,12 +370,17 @@ class KernelModel:
 
 
 def predict(
-    graph: KernelGraph, configs: Sequence[Config], sizes: Mapping[str, int], profile: Profile
+    graph: KernelGraph,
+    configs: Sequence[Config],
+    sizes: Mapping[str, int],
+    profile: Profile,
+    made: Sequence[Made] = (),
 ) -> Prediction:
-    """A whole µGraph: its kernels one after another."""
+    """A whole µGraph: its kernels one after another. `made`: of each kernel, where it is known."""
+    known: Sequence[Made | None] = made or [None] * len(configs)
     parts = [
-        KernelModel(k, sizes, profile).predict(c)
-        for k, c in zip(graph.kernels, configs, strict=True)
+        KernelModel(k, sizes, profile).predict(c, m)
+        for k, c, m in zip(graph.kernels, configs, known, strict=True)
     ]
     return total(parts)
 
