@@ -30,11 +30,11 @@ def show_cost(folder: Path) -> str:
             source, sizes = (folder / KERNEL).read_text(), row["sizes"]
             compiled = compiler(source, sizes, target["arch"], loop=True)
             best, bound = row["best"], row["baselines"]["roofline"]
-            ratio = best["time_us"] / bound["time_us"]
+            ratio = f"{best['time_us'] / bound['time_us']:.2f} × the roofline's"
             lines += [
                 "",
                 f"{report['spec']['name']}{at_sizes(tuple(sizes.items()))}:"
-                f" {best['time_us']:.1f} us, {ratio:.2f} × the roofline's {bound['time_us']:.1f} us ({bound['bound']})",
+                f" {best['time_us']:.1f} us, {ratio} {bound['time_us']:.1f} us ({bound['bound']})",
             ]
             kernels = zip(parse_graph(text).kernels, best["config"], compiled, strict=True)
             for kernel, c, stats in kernels:

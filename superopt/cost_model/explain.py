@@ -41,7 +41,7 @@ def _reasons(model: KernelModel, space: Space, costs: Costs) -> dict[str, str]:
     moved = _first(costs.moved)
     peak = costs.distinct / p.dram_bytes_per_s
     return {
-        "launch": f"of which {p.launch_s * 1e6:.1f} us for any launch; first bytes, pass by pass",
+        "launch": f"of which {p.launch_s * 1e6:.1f} us for any launch; first bytes of each pass",
         "dram": f"{_amount(costs.distinct)}B of addresses; {_share(peak, dram)} of the peak",
         "l2": f"{_amount(moved)}B in sectors at {_amount(moved / l2) if l2 else 0}B/s;"
         f" {_share(moved / p.l2_bytes_per_s, l2)} of the peak",

@@ -156,7 +156,10 @@ class KernelModel:
         busiest, unhidden = self._together(times, active * space.warps)
         passes = max((f.passes for f in self.parts), default=0)
         again = np.where(evicted, p.dram_latency_s, p.l2_latency_s) * max(passes - 1, 0)
-        times["launch"] = p.launch_s + p.dram_latency_s * (1 + min(passes, 1)) + again
+        first = p.dram_latency_s * (1 + min(passes, 1)) + again  # bytes of each pass
+        times["launch"] = p.launch_s + first
+        if any(f.dots and f.passes for f in self.parts):  # dots wait for them in each wave
+            times["launch"] = times["launch"] + first * np.maximum(waves - 1, 0.0) / resident
         times["unhidden"] = unhidden
         fits = fits & (shared <= p.shared_bytes_per_program)
         total = times["launch"] + busiest + unhidden
