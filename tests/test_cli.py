@@ -91,6 +91,10 @@ def test_search_writes_shows_and_verifies(spec_file: Any, tmp_path: Path) -> Non
     assert shown.exit_code == 0, shown.output
     assert "graph double" in shown.output
     assert "each program:" in shown.output
+    explained = call("show", "--cost", folder)
+    assert explained.exit_code == 0, explained.output
+    assert f"predicted {report['best']['time_us']:.1f} us, bound by " in explained.output
+    assert "registers a thread" in explained.output
 
     verified = call("verify", folder)
     assert verified.exit_code == 0, verified.output
