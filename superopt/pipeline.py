@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,33 +179,63 @@ def find_kernel(
     `journal`: a file in which the search keeps its finished tasks, for `settings.resume`.
     Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
     """
-    profile = load_profile(settings.target)
     with Worker() as worker, Compiler() as compiler, Proving() as proving:
         worker.start()  # it loads torch while we search
-        start = time.monotonic()
-        traced = trace(spec)
-        traced_in = time.monotonic() - start
-        sizes = tuned_sizes(traced.program, spec)
-        options = Options(
-            profile,
-            sizes,
-            settings.time_limit,
-            settings.jobs,
-            settings.top,
-            settings.exhaustive,
-            settings.allow_unsafe,
-            journal,
-            settings.resume,
-        )
-        outcome = search_program(traced.program, options, progress)
-        known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
-        run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
-        run.seconds["trace"] = traced_in
+        run = searched(spec, settings, progress, journal)
+        helpers = Helpers(worker, compiler, proving)
+        proving.start()  # it loads Triton while candidates are compiled
         try:
-            _settle(run, Helpers(worker, compiler, proving))
+            _settle(run, lambda picked: _try(run, picked, helpers))
         except KeyboardInterrupt:
             run.stop_reason = "interrupted"
     return run
+
+
+def searched(
+    spec: Spec,
+    settings: Settings,
+    progress: Progress | None = None,
+    journal: Path | None = None,
+) -> Run:
+    """Trace and search only: the candidates are ranked, and nothing is compiled or checked."""
+    profile = load_profile(settings.target)
+    start = time.monotonic()
+    traced = trace(spec)
+    traced_in = time.monotonic() - start
+    sizes = tuned_sizes(traced.program, spec)
+    options = Options(
+        profile,
+        sizes,
+        settings.time_limit,
+        settings.jobs,
+        settings.top,
+        settings.exhaustive,
+        settings.allow_unsafe,
+        journal,
+        settings.resume,
+    )
+    outcome = search_program(traced.program, options, progress)
+    known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
+    run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
+    run.seconds["trace"] = traced_in
+    return run
+
+
+def configure(run: Run, compiler: Compiler) -> None:
+    """Choose and compile configurations of the best µGraphs that pass their check: `run.picks` is
+    what `find_kernel` would take if gate and proof refused nothing."""
+
+    def attempt(picked: Sequence[tuple[Sizes, Candidate]]) -> Candidate | None:
+        for _, candidate in picked:
+            if not _checked(run, candidate):
+                return candidate
+        drafts = _fitted(run, picked, compiler)
+        if isinstance(drafts, Candidate):
+            return drafts
+        run.picks = tuple(drafts)
+        return None
+
+    _settle(run, attempt)
 
 
 def tuned_sizes(program: Program, spec: Spec) -> tuple[Sizes, ...]:
@@ -240,12 +270,15 @@ class Slower(Exception):
     """What a candidate could be compiled with is slower than another candidate."""
 
 
-def _settle(run: Run, helpers: Helpers) -> None:
-    helpers.proving.start()  # it loads Triton while candidates are compiled
+Attempt = Callable[[Sequence[tuple[Sizes, Candidate]]], Candidate | None]
+
+
+def _settle(run: Run, attempt: Attempt) -> None:
+    """Let `attempt` try the best candidates until it refuses none of those that it is given."""
     run.left = list(run.outcome.candidates)
     while picked := choices(run.left, run.sizes):
         try:
-            refused = _try(run, picked, helpers)
+            refused = attempt(picked)
         except Slower:
             continue
         if refused is None:
