@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from superopt.buckets import Row, by_volume, more_rows
 from superopt.compiler import Compiler
 from superopt.contention import contenders, fastest, made, problem
 from superopt.cost_model.baselines import baselines
@@ -229,7 +230,7 @@ def configure(run: Run, compiler: Compiler) -> None:
         for _, candidate in picked:
             if not _checked(run, candidate):
                 return candidate
-        drafts = _fitted(run, picked, compiler)
+        drafts = _bucketed(run, picked, compiler)
         if isinstance(drafts, Candidate):
             return drafts
         run.picks = tuple(drafts)
@@ -305,7 +306,7 @@ def _try(run: Run, picked: Sequence[tuple[Sizes, Candidate]], helpers: Helpers) 
     for _, candidate in picked:
         if not _checked(run, candidate):
             return candidate
-    drafts = _fitted(run, picked, helpers.compiler)
+    drafts = _bucketed(run, picked, helpers.compiler)
     if isinstance(drafts, Candidate):
         return drafts
     source = _emitted(run, drafts)
@@ -349,6 +350,23 @@ def _checked(run: Run, candidate: Candidate) -> bool:
         if not verdict.passed:
             _refuse(run, candidate, "check", str(verdict), verdict.witness)
     return run.verdicts[graph].passed
+
+
+def _bucketed(
+    run: Run, picked: Sequence[tuple[Sizes, Candidate]], compiler: Compiler
+) -> list[Draft] | Candidate:
+    """`_fitted`, and drafts for the sizes between that need one; see `buckets`."""
+    drafts = _fitted(run, picked, compiler)
+    if isinstance(drafts, Candidate):
+        return drafts
+    rows = [Row(d.sizes, d.candidate, tuple(d.configs)) for d in drafts]
+    refused = {
+        (id(run.outcome.candidates[r.rank]), tuple(r.witness["sizes"].items()))
+        for r in run.refusals
+        if r.stage == "compile"
+    }
+    more = more_rows(rows, run.program.symbols, run.profile, refused)
+    return _fitted(run, [*picked, *more], compiler) if more else drafts
 
 
 def _fitted(
@@ -494,13 +512,7 @@ def _at_fault(picks: Sequence[Draft], sizes: Mapping[str, int]) -> Candidate:
 
 
 def _ordered(picks: Sequence[Draft]) -> list[Draft]:
-    def volume(pick: Draft) -> tuple[float, Sizes]:
-        total = 1.0
-        for _, size in pick.sizes:
-            total *= size
-        return total, pick.sizes
-
-    return sorted(picks, key=volume)
+    return sorted(picks, key=lambda pick: by_volume(pick.sizes))
 
 
 def ordered_choices(picks: Sequence[Draft]) -> list[Choice]:
@@ -517,7 +529,7 @@ def notes(run: Run, picks: Sequence[Draft]) -> Notes:
     return Notes(
         target=run.settings.target,
         verdict=f"{lowest}, on {lowest.scope}" if lowest.scope else str(lowest),
-        predicted=tuple(_predicted(run, p) for p in picks),
+        predicted=tuple(_predicted(run, p) for p in picks if p.sizes in run.baselines),
         sentences=(*_sentences(run, picks[0].candidate.graph), *_warning(run)),
         spec=Path(run.spec.file).name if run.spec.file else "",
         precision=run.settings.precision,

@@ -74,6 +74,7 @@ def build_report(run: Run) -> Json:
         "values": None if run.proof is None else run.proof.values.verdict.to_json(),
         "rounding": _rounding(run),
         "sizes": rows,
+        "buckets": [_bucket(run, pick) for pick in run.picks if pick.sizes not in run.sizes],
         "candidates": [_candidate(run, n, c) for n, c in enumerate(run.outcome.candidates)],
         "rejected": [asdict(r) for r in run.refusals],
         "fusions_not_taken": _fusions_not_taken(run),
@@ -165,6 +166,17 @@ def _size_row(run: Run, sizes: Sizes) -> Json:
             "compiled": len(pick.compiled) + len(pick.skipped) + pick.in_contention,
         }
     return row
+
+
+def _bucket(run: Run, pick: Draft) -> Json:
+    """A row of kernel.py's table beside those of the tuned sizes."""
+    return {
+        "sizes": dict(pick.sizes),
+        "candidate": run.rank(pick.candidate),
+        "time_us": round(pick.prediction(run.profile).time_us, 3),
+        "config": config_rows(pick.candidate.graph, tuple(pick.configs)),
+        "compiled": [asdict(c) for c in pick.compiled],
+    }
 
 
 def _without_wgmma(run: Run, pick: Draft) -> list[Json]:
@@ -432,7 +444,9 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
     if best is not None:
         configs = [row["configs"] for row in report["sizes"] if row["best"] is not None]
         sums = {k: sum(c[k] for c in configs) for k in ("predicted", "compiled")}
-        lines.append(f"configs: {sums['predicted']} predicted, {sums['compiled']} compiled")
+        between = count(len(report["buckets"]), "more row") + " for sizes between"
+        told = f"{sums['predicted']} predicted, {sums['compiled']} compiled"
+        lines.append(f"configs: {told}{'; ' + between if report['buckets'] else ''}")
     if best is not None and report["rejected"]:
         lines.append(
             f"         {count(len(report['rejected']), 'better candidate')} refused; see the report"
