@@ -76,6 +76,11 @@ def search(
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up a killed search where its journal ends.")
     ] = False,
+    measure: Annotated[
+        float | None,
+        typer.Option(help="Time the best configurations on the GPU, so many seconds a spec."),
+    ] = None,
+    rehearse: Rehearse = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the reports as JSON, one a line.")
     ] = False,
@@ -86,8 +91,9 @@ def search(
         from superopt.spec import load_specs
 
         settings = Settings(
-            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe, resume
-        )
+            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe, resume,
+            measure, rehearse,
+        )  # fmt: skip
         specs = load_specs(*_split(where))
         codes = [_search_one(spec, settings, out, as_json) for spec in specs]
     raise typer.Exit(max(codes))

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,13 @@ from superopt.cost_model.baselines import baselines
 from superopt.cost_model.configs import ranked, size_of_space, tile_work
 from superopt.cost_model.model import KernelModel, Prediction, predict
 from superopt.cost_model.profile import Profile, load_profile
+from superopt.cost_model.refit import Case, refit
+from superopt.cost_model.timing import refuse_unfit
 from superopt.emit import Notes, emit
 from superopt.emit.compile import CompileStats
 from superopt.errors import IllFormed, UsageError
+from superopt.measuring import MOST, Measuring
+from superopt.measuring import Row as Timed
 from superopt.mugraph.program import Choice, Config, KernelGraph, Program, Traced
 from superopt.mugraph.trace import trace
 from superopt.search.driver import (
@@ -61,7 +65,8 @@ LIGHTER = (1.0, 0.5, 0.25, 0.25)  # what the next configuration tried may do of 
 class Settings:
     """What a call may choose. Seconds for `time_limit`; `top` candidates are kept.
 
-    Raises UsageError where a value is not allowed.
+    `measure`: seconds in which configurations are timed on the GPU; `rehearse`: on the CPU, with a
+    stubbed clock. Raises UsageError where a value is not allowed.
     """
 
     target: str = "h200"
@@ -73,6 +78,8 @@ class Settings:
     precision: str = "ieee"
     allow_unsafe: bool = False
     resume: bool = False
+    measure: float | None = None
+    rehearse: bool = False
 
     def __post_init__(self) -> None:
         load_profile(self.target)
@@ -83,8 +90,11 @@ class Settings:
         for name in ("jobs", "top"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise UsageError(f"time limit is {self.time_limit} s; a positive time is needed")
+        for what, seconds in (("time limit", self.time_limit), ("measure", self.measure)):
+            if seconds is not None and seconds <= 0:
+                raise UsageError(f"{what} is {seconds} s; a positive time is needed")
+        if self.rehearse and self.measure is None:
+            raise UsageError("only measuring is rehearsed: give the seconds for it by --measure")
 
 
 @dataclass(frozen=True)
@@ -114,10 +124,23 @@ class Draft:
     tried: dict[int, list[Config]] = field(default_factory=dict)
     in_contention: int = 0
     predicted: int = 0
+    timed: list[tuple[tuple[Config, ...], Timed]] = field(default_factory=list)
 
     @property
     def choice(self) -> Choice:
-        return to_choice(self.sizes, self.candidate, tuple(self.configs))
+        choice = to_choice(self.sizes, self.candidate, tuple(self.configs))
+        row = self.measured
+        if row is None:
+            return choice
+        if row["kind"] != "measured":
+            return replace(choice, note=f"{row['kind']}: no measurement")
+        return replace(choice, note=f"{row['median_us']:.1f} us, measured on {row['device']}")
+
+    @property
+    def measured(self) -> Timed | None:
+        """The fastest that was timed, which is what runs."""
+        good = [row for _, row in self.timed if "median_us" in row]
+        return min(good, key=lambda row: float(row["median_us"]), default=None)
 
     def prediction(self, profile: Profile) -> Prediction:
         """By what the compiler made of it, once that is known."""
@@ -146,6 +169,7 @@ class Run:
     source: str = ""
     gate: GateResult | None = None
     proof: Proof | None = None
+    refitted: Profile | None = None  # by what was measured
 
     @property
     def program(self) -> Program:
@@ -180,15 +204,19 @@ def find_kernel(
     `journal`: a file in which the search keeps its finished tasks, for `settings.resume`.
     Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
     """
-    with Worker() as worker, Compiler() as compiler, Proving() as proving:
+    if settings.measure is not None and not settings.rehearse:
+        refuse_unfit()
+    measuring = Measuring(settings.measure or 0.0, settings.rehearse)
+    with Worker() as worker, Compiler() as compiler, Proving() as proving, measuring:
         worker.start()  # it loads torch while we search
         run = searched(spec, settings, progress, journal)
-        helpers = Helpers(worker, compiler, proving)
+        helpers = Helpers(worker, compiler, proving, measuring)
         proving.start()  # it loads Triton while candidates are compiled
         try:
             _settle(run, lambda picked: _try(run, picked, helpers))
         except KeyboardInterrupt:
             run.stop_reason = "interrupted"
+    run.refitted = refit(run.profile, _cases(run)) if settings.measure else None
     return run
 
 
@@ -265,6 +293,7 @@ class Helpers:
     worker: Worker
     compiler: Compiler
     proving: Proving
+    measuring: Measuring
 
 
 class Slower(Exception):
@@ -307,6 +336,8 @@ def _try(run: Run, picked: Sequence[tuple[Sizes, Candidate]], helpers: Helpers) 
         if not _checked(run, candidate):
             return candidate
     drafts = _bucketed(run, picked, helpers.compiler)
+    if not isinstance(drafts, Candidate) and run.settings.measure:
+        drafts = _timed(run, drafts, helpers)
     if isinstance(drafts, Candidate):
         return drafts
     source = _emitted(run, drafts)
@@ -387,6 +418,8 @@ def _fitted(
             problems = {n: p for n, c in enumerate(compiled) if (p := problem(c, run.profile))}
             if not problems:
                 draft.compiled = tuple(compiled)
+                if draft.timed:
+                    continue  # what was measured is not predicted away
                 _contend(run, draft, compiler)
                 draft.candidate.at[draft.sizes] = (
                     tuple(draft.configs),
@@ -459,6 +492,59 @@ def _replaced(run: Run, draft: Draft, problems: Mapping[int, str]) -> bool:
         draft.configs[n] = left[0]
     draft.candidate.at[draft.sizes] = tuple(draft.configs), draft.prediction(run.profile)
     return True
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+def _timed(run: Run, drafts: Sequence[Draft], helpers: Helpers) -> list[Draft] | Candidate:
+    """Drafts with the fastest of the configurations that were timed for the tuned sizes."""
+    waiting = [d for d in drafts if d.sizes in run.sizes and not d.timed]
+    for n, draft in enumerate(waiting):
+        kept = helpers.measuring.budget * (1 - 1 / (len(waiting) - n))  # for those after it
+        for configs in _alternatives(run, draft):
+            if helpers.measuring.budget <= kept:
+                break
+            draft.timed.append((configs, _timed_once(run, draft, configs, helpers)))
+        good = {configs: row["median_us"] for configs, row in draft.timed if "median_us" in row}
+        best = min(good, key=lambda c: float(good[c]), default=tuple(draft.configs))
+        if best != tuple(draft.configs):
+            draft.configs, draft.compiled = list(best), ()
+    return _fitted(run, [(d.sizes, d.candidate) for d in drafts], helpers.compiler)
+
+
+def _alternatives(run: Run, draft: Draft) -> list[tuple[Config, ...]]:
+    """The best configurations by the model: one kernel's at a time, its others as they are."""
+    graph, sizes = draft.candidate.graph, dict(draft.sizes)
+    found = {tuple(draft.configs): 0.0}
+    for n, kernel in enumerate(graph.kernels):
+        for config, _ in ranked(KernelModel(kernel, sizes, run.profile), kept=MOST):
+            if config not in draft.tried.get(n, []):
+                configs = tuple(config if m == n else c for m, c in enumerate(draft.configs))
+                found.setdefault(configs, predict(graph, configs, sizes, run.profile).time_us)
+    return sorted(found, key=lambda c: found[c])[:MOST]
+
+
+def _timed_once(run: Run, draft: Draft, configs: tuple[Config, ...], helpers: Helpers) -> Timed:
+    choice = to_choice(draft.sizes, draft.candidate, configs)
+    with run.phase("emit"):
+        source = emit(run.traced, [choice], notes(run, [draft]))
+    with run.phase("compile"):
+        compiled = helpers.compiler(source, dict(draft.sizes), run.profile.arch)
+    if wrong := next((p for c in compiled if (p := problem(c, run.profile))), ""):
+        return {"note": wrong}
+    tensors = SpecShape.of(run.spec).tensors
+    with run.phase("measure"):
+        return helpers.measuring(source, run.program.name, tensors, dict(draft.sizes))
+
+
+def _cases(run: Run) -> list[Case]:
+    return [
+        Case(draft.candidate.graph, configs, dict(draft.sizes), float(row["median_us"]))
+        for draft in run.drafts.values()
+        for configs, row in draft.timed
+        if "median_us" in row
+    ]
 
 
 def _emitted(run: Run, drafts: Sequence[Draft]) -> str | Candidate:

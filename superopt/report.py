@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from superopt.cost_model.model import KernelModel, Prediction
+from superopt.cost_model.profile import read_profile
+from superopt.cost_model.refit import PARAMETERS
 from superopt.errors import UsageError
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.ops import PRIME
@@ -26,6 +28,7 @@ from superopt.verify.rounding import sum_bounds
 
 Json = dict[str, Any]
 KERNEL, REPORT, PROOF = "kernel.py", "report.json", "proof.json"
+PROFILE = "profile.json"  # refitted to what was measured
 ROWS = (("unfused", "as written"), ("greedy", "greedy fusion"), ("roofline", "roofline bound"))
 
 
@@ -64,7 +67,7 @@ def build_report(run: Run) -> Json:
         "settings": asdict(run.settings),
         "versions": versions(),
         "kernel": KERNEL if run.source else None,
-        "times": "predicted; nothing was measured",
+        "times": "predicted" if run.settings.measure else "predicted; nothing was measured",
         "search": _search(run),
         "seconds": {name: round(s, 3) for name, s in run.seconds.items()},
         "best": rows[0]["best"],
@@ -160,6 +163,10 @@ def _size_row(run: Run, sizes: Sizes) -> Json:
         )
         row["compiled"] = [asdict(c) for c in pick.compiled]
         row["mma_sync"] = _without_wgmma(run, pick)
+        row["measured"] = [
+            {"config": config_rows(pick.candidate.graph, configs)} | timed
+            for configs, timed in pick.timed
+        ]
         row["configs_skipped"] = list(pick.skipped)
         row["configs"] = {
             "predicted": pick.predicted,
@@ -219,7 +226,14 @@ def _best(run: Run, pick: Draft) -> Json:
     return figures(pick.prediction(run.profile)) | {
         "verdict": "proved" if proved else str(run.verdicts[pick.candidate.graph]),
         "config": config_rows(pick.candidate.graph, tuple(pick.configs)),
+        "measured_us": _measured_us(pick),
     }
+
+
+def _measured_us(pick: Draft) -> float | None:
+    """Of a real measurement; a rehearsal's is none."""
+    row = pick.measured
+    return float(row["median_us"]) if row is not None and row["kind"] == "measured" else None
 
 
 def _candidate(run: Run, rank: int, candidate: Candidate) -> Json:
@@ -322,6 +336,20 @@ def build_proof(run: Run) -> Json:
     }
 
 
+def refitted_profile(run: Run) -> Json:
+    """The target's profile with the parameters that were fitted; `--target` takes it."""
+    assert run.refitted is not None
+    data = read_profile(run.settings.target)
+    rows = [row for d in run.drafts.values() for _, row in d.timed if "median_us" in row]
+    source = f"fitted to {len(rows)} times of {run.spec.name}"
+    if rows:
+        source += f", {rows[0]['kind']} on {rows[0]['device']}"
+    for name in PARAMETERS:
+        if (value := getattr(run.refitted, name)) != getattr(run.profile, name):
+            data["facts"][name] = {"value": value, "source": source}
+    return data | {"kind": "rehearsed" if run.settings.rehearse else "measured"}
+
+
 # -- the folder ----------------------------------------------------------------------------------
 
 
@@ -332,9 +360,11 @@ def write_folder(run: Run, out: Path) -> Path:
     if run.source:
         files[KERNEL] = run.source
         files[PROOF] = to_text(build_proof(run)) + "\n"
+    if run.refitted is not None:
+        files[PROFILE] = to_text(refitted_profile(run), indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in (KERNEL, PROOF):  # of an earlier run: not this one's
+        for stale in (KERNEL, PROOF, PROFILE):  # of an earlier run: not this one's
             (folder / stale).unlink(missing_ok=True)
         for name, text in files.items():
             (folder / name).write_text(text)

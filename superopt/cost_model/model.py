@@ -33,6 +33,9 @@ VECTOR_SLOTS = 10  # of 16 bytes that a thread loads or stores: addresses, bound
 VECTOR = 16  # bytes that a thread moves at once
 
 
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]  # an element a configuration
+
+
 @dataclass(frozen=True)
 class Prediction:
     """One kernel or a whole µGraph. Bytes count a launch's requests, `distinct_bytes` each address
@@ -75,7 +78,7 @@ class Costs:
     """Arrays over a space. `fits`: worth compiling; `resident`: programs of a multiprocessor;
     `times`: seconds by resource, with the launch and what the busiest does not hide."""
 
-    fits: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    fits: Flags
     seconds: Numbers
     bytes: Numbers
     moved: Numbers  # bytes in whole sectors
@@ -143,7 +146,7 @@ class KernelModel:
         waves = count / slots
         quantum = np.where(waves > 1, np.ceil(waves) / waves, 1.0)
         busy = np.minimum(1.0, count / p.multiprocessors)
-        requested, moved, distinct, dram, evicted = self._traffic(pairs, active)
+        requested, moved, distinct, dram, again, evicted = self._traffic(pairs, active)
         flops, seconds = self._arithmetic(pairs, space)
         in_flight = active * self._bytes_in_flight(pairs, space)
         fill = np.minimum(1.0, in_flight / (p.dram_bytes_per_s * p.dram_latency_s))
@@ -153,10 +156,11 @@ class KernelModel:
             "l2": moved / np.minimum(p.l2_bytes_per_s, ports),
         }
         times.update({name: t / busy * quantum for name, t in seconds.items()})
-        busiest, unhidden = self._together(times, active * space.warps)
+        reread = again / np.minimum(p.l2_bytes_per_s, ports)
+        busiest, unhidden = self._together(times, reread, active * space.warps)
         passes = max((f.passes for f in self.parts), default=0)
-        again = np.where(evicted, p.dram_latency_s, p.l2_latency_s) * max(passes - 1, 0)
-        first = p.dram_latency_s * (1 + min(passes, 1)) + again  # bytes of each pass
+        later = np.where(evicted, p.dram_latency_s, p.l2_latency_s) * max(passes - 1, 0)
+        first = p.dram_latency_s * (1 + min(passes, 1)) + later  # bytes of each pass
         times["launch"] = p.launch_s + first
         if any(f.dots and f.passes for f in self.parts):  # dots wait for them in each wave
             times["launch"] = times["launch"] + first * np.maximum(waves - 1, 0.0) / resident
@@ -165,20 +169,24 @@ class KernelModel:
         total = times["launch"] + busiest + unhidden
         return Costs(fits, total, requested, moved, distinct, flops, count, resident, waves, times)
 
-    def _together(self, times: Mapping[str, Numbers], warps: Numbers) -> tuple[Numbers, Numbers]:
+    def _together(
+        self, times: Mapping[str, Numbers], reread: Numbers, warps: Numbers
+    ) -> tuple[Numbers, Numbers]:
         """Seconds of the busiest resource, and those of the others that it does not hide.
 
         A loop whose accumulators use one another takes turns between dots and what is made of
-        them: of the shorter of the two, only the other warp groups of a multiprocessor hide a part.
+        them; a later pass that finds its data in L2, `reread`, begins when the one before it has
+        ended. Of the shorter of two turns only the other warp groups of a multiprocessor hide more.
         """
         stacked = np.stack(np.broadcast_arrays(*times.values()))
         busiest = stacked.max(axis=0)
-        unhidden = UNHIDDEN * (stacked.sum(axis=0) - busiest)
+        turns = np.minimum(times["dram"], reread)
         if any(f.online and f.dots for f in self.parts):
-            groups = np.maximum(warps / GROUP / self.profile.multiprocessors, 1.0)
-            turns = np.minimum(times["tensor"], np.maximum(times["issue"], times["special"]))
-            unhidden = unhidden + np.maximum(1 / groups - UNHIDDEN, 0.0) * turns
-        return busiest, unhidden
+            made_of_them = np.maximum(times["issue"], times["special"])
+            turns = turns + np.minimum(times["tensor"], made_of_them)
+        groups = np.maximum(warps / GROUP / self.profile.multiprocessors, 1.0)
+        waiting = np.maximum(1 / groups - UNHIDDEN, 0.0) * turns
+        return busiest, UNHIDDEN * (stacked.sum(axis=0) - busiest) + waiting
 
     def _shared(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
         """Shared memory that pipelined dot operands take; bytes."""
@@ -197,7 +205,7 @@ class KernelModel:
 
     def _registers(
         self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space
-    ) -> tuple[Numbers, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    ) -> tuple[Numbers, Flags]:
         """Registers a thread, and whether they and the tiles are within bounds.
 
         In the loop: the accumulators and the widest tile; outside: what is loaded and the widest
@@ -249,9 +257,7 @@ class KernelModel:
         return worst, fits
 
     @staticmethod
-    def _unrolls(
-        f: ft.Features, s: ft.Shape, threads: Numbers
-    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _unrolls(f: ft.Features, s: ft.Shape, threads: Numbers) -> Flags:
         """Whether dots in fp32, unrolled to a thread's multiplications, stay in registers.
 
         A lone one feeds its accumulator from what is loaded; several hold one another's tiles
@@ -289,10 +295,10 @@ class KernelModel:
 
     def _traffic(
         self, pairs: list[tuple[ft.Features, ft.Shape]], active: Numbers
-    ) -> tuple[Numbers, Numbers, float, Numbers, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-        """(requested, moved in sectors, distinct, DRAM) bytes of the launch, and whether a later
-        pass finds its data evicted."""
-        requested, moved, dram = np.zeros(1), np.zeros(1), np.zeros(1)
+    ) -> tuple[Numbers, Numbers, float, Numbers, Numbers, Flags]:
+        """(requested, moved in sectors, distinct, DRAM) bytes of the launch, those of later passes
+        that find them in L2, and whether any does not."""
+        requested, moved, dram, again = (np.zeros(1) for _ in range(4))
         evicted = np.zeros(1, bool)
         touched: dict[str, float] = {}
         size: dict[str, float] = {}
@@ -308,6 +314,7 @@ class KernelModel:
                 if a.node in seen:  # a later pass
                     gone = total / count * active > cache
                     dram = dram + np.where(gone, total, 0.0)
+                    again = again + np.where(gone, 0.0, total)
                     evicted = evicted | gone
                     continue
                 seen.add(a.node)
@@ -321,7 +328,7 @@ class KernelModel:
                     sharing = np.maximum(1.0, np.sqrt(active))
                     dram = dram + np.maximum(0.0, total / sharing - once)
         distinct = sum(min(v, size[name]) for name, v in touched.items())
-        return requested, moved, distinct, dram + distinct, evicted
+        return requested, moved, distinct, dram + distinct, again, evicted
 
     def _arithmetic(
         self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space
