@@ -2,7 +2,9 @@
 
 A kernel.py's table has a row for the sizes up to some limits. Beside the rows that were tuned, a
 point of the lattice gets one where what the table holds for it is predicted more than WITHIN slower
-than its own best. A size never compiles more than its row.
+than its own best. A size never compiles more than its row. That is done for programs of one symbol
+that is split over programs only: rows with several limits, or of loops of few turns, are not always
+proved, and take the gate long.
 """
 
 from __future__ import annotations
@@ -10,43 +12,38 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from math import prod
 
 from superopt.cost_model.model import predict
 from superopt.cost_model.profile import Profile
-from superopt.mugraph.expr import Symbol
+from superopt.mugraph.expr import Symbol, toposort
 from superopt.mugraph.program import Config
 from superopt.search.driver import Candidate, predict_at
 from superopt.search.space import Sizes
 
 WITHIN = 1.03  # times a size's best: nearer is the same bucket
-STEPS = (4, 16, 64, 4096)  # between neighbours of the lattice; wider ones keep it small
-MOST_POINTS = 16
+STEP = 4  # between neighbours of the lattice
 
 
 def lattice(symbols: Sequence[Symbol], tuned: Sequence[Sizes]) -> list[Sizes]:
-    """Sizes between the least of the ranges and the largest tuned, but for the tuned, by volume.
+    """Sizes between the least of the range and the largest tuned, but for the tuned, in order.
 
-    B in 1..4096, tuned for 16 and 4096, gives B=1, 4, 64, 256 and 1024.
+    B in 1..4096, tuned for 16 and 4096, gives B=1, 4, 64, 256 and 1024; several symbols, nothing.
     """
-    for step in STEPS:
-        axes = []
-        for s in symbols:
-            most = max((dict(sizes)[s.name] for sizes in tuned if s.name in dict(sizes)), default=0)
-            axes.append([(s.name, size) for size in _powers(max(s.low, 1), most, step)])
-        points = [tuple(sorted(p)) for p in product(*axes)]
-        if len(points) <= MOST_POINTS:
-            break
-    return sorted((p for p in points if p not in tuned), key=by_volume)
+    if len(symbols) != 1:
+        return []
+    (s,) = symbols
+    most = max(dict(sizes)[s.name] for sizes in tuned)
+    points: list[Sizes] = [((s.name, size),) for size in _powers(max(s.low, 1), most)]
+    return [p for p in points if p not in tuned]
 
 
-def _powers(low: int, most: int, step: int) -> list[int]:
+def _powers(low: int, most: int) -> list[int]:
     found = []
     while low < most:
         found.append(low)
-        low *= step
-    return [*found, most]
+        low *= STEP
+    return found
 
 
 def by_volume(sizes: Sizes) -> tuple[int, Sizes]:
@@ -92,6 +89,13 @@ class Row:
         return predict(self.candidate.graph, self.configs, dict(sizes), profile).time_us
 
 
+def _looped(rows: Sequence[Row]) -> bool:
+    """Whether a µGraph loops over a symbol, or holds an axis of its length."""
+    branches = [b for r in rows for k in r.candidate.graph.kernels for b in k.branches]
+    axes = [a for b in branches for a in b.axes if b.role(a) not in ("program", "grid")]
+    return any(node.op == "sym" for a in axes for node in toposort(a.extent))
+
+
 def more_rows(
     tuned: Sequence[Row],
     symbols: Sequence[Symbol],
@@ -103,7 +107,7 @@ def more_rows(
     `refused`: µGraphs, by id of the candidate, that no configuration was found for at some sizes.
     """
     known = [r.sizes for r in tuned]
-    if any(s.name not in dict(sizes) for s in symbols for sizes in known):
+    if any(s.name not in dict(sizes) for s in symbols for sizes in known) or _looped(tuned):
         return []
     candidates = list({id(r.candidate): r.candidate for r in tuned}.values())
     rows = {r.sizes: r for r in tuned}
