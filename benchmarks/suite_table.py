@@ -115,10 +115,9 @@ def main() -> int:
         bad += wrong
         times = f"{search_s:9.1f} {cold_s:7.1f} {warm_s:7.2f}"
         print(f"{name:22} {times} {compiled(first):9}{'  MISSED' if wrong else ''}", flush=True)
-    text = table(found, targets)
-    print(text)
-    if options.write:
-        write(options.write, text)
+        if options.write:
+            write(options.write, table(found, targets))
+    print(table(found, targets))
     return int(bad > 0)
 
 
