@@ -446,10 +446,11 @@ def _contend(run: Run, draft: Draft, compiler: Compiler) -> None:
     """Compare a draft's configurations with those that may be faster, once; see `contention`."""
     if draft.predicted:
         return
+    compiled = draft.compiled
     for n, kernel in enumerate(draft.candidate.graph.kernels):
         model = KernelModel(kernel, dict(draft.sizes), run.profile)
         draft.predicted += size_of_space(model)
-        known = {draft.configs[n]: draft.compiled[n]}
+        known = {draft.configs[n]: compiled[n]}
         refused = draft.tried.get(n, [])
         while left := contenders(model, known, refused):
             found = _compiled_alone(run, draft, n, left, compiler)

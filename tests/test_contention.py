@@ -10,12 +10,15 @@ import pytest
 import torch
 from programs import traced
 
-from superopt.contention import AT_ONCE, MOST, contenders, fastest, made, problem
+import superopt
+from superopt import Tensor, pipeline
+from superopt.contention import AT_ONCE, MOST, Known, contenders, fastest, made, problem
 from superopt.cost_model.configs import INDIFFERENT, ranked
 from superopt.cost_model.explain import explain
 from superopt.cost_model.model import KernelModel, Made
 from superopt.cost_model.profile import load_profile
 from superopt.emit.compile import CompileStats
+from superopt.mugraph.program import Config
 from superopt.mugraph.text import parse_graph
 from superopt.search.driver import Options, search_program
 
@@ -122,3 +125,31 @@ def test_a_prediction_explains_itself() -> None:
     assert lines[-1] == "  inner loop, instructions of a turn: 8 tensor, 30 float"
     shared = explain(m, config, Made(32, 100_000), {})
     assert any("2 at once on each (shared memory)" in line for line in shared)
+
+
+class AllGood:
+    """A compiler that refuses nothing."""
+
+    def __call__(self, source: str, *_: object) -> list[CompileStats]:
+        return [GOOD] * source.count("wrap(")
+
+    def all(self, calls: list[tuple[str, object]], *_: object) -> list[list[CompileStats]]:
+        return [self(source) for source, _ in calls]
+
+
+def test_each_kernel_of_several_has_its_own_contention(monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(model: KernelModel, known: Known, _: object) -> list[Config]:
+        return [ranked(model)[1][0]] if len(known) == 1 else []
+
+    monkeypatch.setattr(pipeline, "contenders", second)
+    monkeypatch.setattr(pipeline, "fastest", lambda _, known: ([*known][-1], 1.0))
+    spec = superopt.spec(
+        dtype=torch.float16, x=Tensor(512, 512), a=Tensor(512, 2048), b=Tensor(2048, 512)
+    )(programs.two_layers)
+    run = pipeline.searched(spec, pipeline.Settings())
+    pipeline.configure(run, AllGood())  # type: ignore[arg-type]
+    (pick,) = run.picks
+    kernels = pick.candidate.graph.kernels
+    assert len(kernels) == len(pick.compiled) == pick.in_contention == 2
+    chosen = [ranked(KernelModel(k, {}, H200))[1][0] for k in kernels]
+    assert pick.configs == chosen
