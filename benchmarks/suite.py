@@ -1,17 +1,15 @@
 """The suite: programs at the sizes that are measured, and the kernels that experts wrote for them.
 
     python benchmarks/suite.py --out DIR [--jobs N] [NAME ...]   search them all into DIR/suite
-    python benchmarks/suite.py [--found DIR] [NAME ...]          print predicted times
 
 Where no names are given, examples that are not in the suite are searched into DIR/examples. What is
-complete in DIR is not searched again. The table has the greedy fusion's time, or that of what was
-found in DIR. `superopt bench DIR/suite/* --peers benchmarks/suite.py` compares with `PEERS`.
+complete in DIR is not searched again. `superopt bench DIR/suite/* --peers benchmarks/suite.py`
+compares with `PEERS`; `benchmarks/suite_table.py` predicts times without searching whole kernels.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from functools import cache, partial
@@ -24,12 +22,6 @@ from torch.export import Dim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from superopt import Tensor
-from superopt.cost_model.baselines import baselines
-from superopt.cost_model.configs import ranked
-from superopt.cost_model.model import KernelModel, Prediction, total
-from superopt.cost_model.profile import Profile, load_profile
-from superopt.mugraph.text import parse_graph
-from superopt.mugraph.trace import trace
 from superopt.spec import Spec, build, load_specs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +37,6 @@ from online_programs import (  # noqa: E402
     weighted,
 )
 
-TARGETS = ("h200", "h100", "a100")
 TOKENS, WIDTH = 16384, 2048  # of attention: batch × S, heads × D
 B, N, S = (Dim(n, min=1, max=high) for n, high in (("B", 4096), ("N", 262144), ("S", 16384)))
 BATCH, KEYS = Dim("B", min=1, max=64), Dim("S", min=1, max=131072)
@@ -190,7 +181,7 @@ PEERS = {
 }
 
 
-# -- searching, and the table -----------------------------------------------------------------
+# -- searching --------------------------------------------------------------------------------
 
 
 def search_all(specs: list[Spec], out: Path, jobs: int) -> int:
@@ -219,47 +210,17 @@ def others(known: Mapping[str, Spec]) -> list[Spec]:
     return [s for s in found if s.name not in known]
 
 
-def table(specs: list[Spec], searched: Path | None) -> None:
-    """A line for each size, in `TARGETS`: predicted us, the share of the roofline, the bound."""
-    print(f"{'predicted us, roofline over it, bound':42}" + "".join(f"{t:>27}" for t in TARGETS))
-    for spec in specs:
-        program = trace(spec).program
-        path = searched and searched / "suite" / spec.name / "report.json"
-        report = json.loads(path.read_text()) if path and path.exists() else None
-        for sizes in spec.tune_at or ({},):
-            name = " ".join([spec.name, *(f"{k}={v}" for k, v in sizes.items())])
-            line = f"{name:42}"
-            for target in TARGETS:
-                profile = load_profile(target)
-                known = baselines(program, sizes, profile)
-                shown = known["greedy"] if report is None else found(report, sizes, profile)
-                share = known["roofline"].time_us / shown.time_us
-                line += f"{shown.time_us:11.1f}{share:6.2f} {shown.bound:>9}"
-            print(line)
-
-
-def found(report: Mapping[str, Any], sizes: Mapping[str, int], profile: Profile) -> Prediction:
-    """The µGraph that a report has for a size, with the best configurations for a GPU."""
-    row = next(r for r in report["sizes"] if r["sizes"] == dict(sizes))
-    graph = parse_graph(report["candidates"][row["candidate"]]["graph"].rstrip())
-    return total([ranked(KernelModel(k, sizes, profile))[0][1] for k in graph.kernels])
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="search into DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="search into DIR")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--found", type=Path, metavar="DIR", help="predict what was found there")
     options = parser.parse_args()
     known = suite()
     unknown = [n for n in options.names if n not in known]
     if unknown:
         parser.error(f"no {unknown[0]!r} in the suite: {', '.join(known)}")
     specs = [known[n] for n in options.names] or list(known.values())
-    if options.out is None:
-        table(specs, options.found)
-        return 0
     failed = search_all(specs, options.out / "suite", options.jobs)
     if not options.names:
         failed += search_all(others(known), options.out / "examples", options.jobs)

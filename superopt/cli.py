@@ -56,7 +56,7 @@ def search(
         "results"
     ),
     target: Annotated[
-        str, typer.Option(help="h200, h100, a100, or a profile's .json file.")
+        str, typer.Option(help="a100, b200, h100, h200, l4, mi300x, or a profile's .json file.")
     ] = "h200",
     time_limit: Annotated[
         float | None, typer.Option(help="Stop each spec's search after so many seconds.")
@@ -76,6 +76,11 @@ def search(
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up a killed search where its journal ends.")
     ] = False,
+    measure: Annotated[
+        float | None,
+        typer.Option(help="Time the best configurations on the GPU, so many seconds a spec."),
+    ] = None,
+    rehearse: Rehearse = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the reports as JSON, one a line.")
     ] = False,
@@ -86,8 +91,9 @@ def search(
         from superopt.spec import load_specs
 
         settings = Settings(
-            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe, resume
-        )
+            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe, resume,
+            measure, rehearse,
+        )  # fmt: skip
         specs = load_specs(*_split(where))
         codes = [_search_one(spec, settings, out, as_json) for spec in specs]
     raise typer.Exit(max(codes))
@@ -157,9 +163,19 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 
 
 @app.command()
-def show(folder: Folder) -> None:
+def show(
+    folder: Folder,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Explain the predicted times instead.")
+    ] = False,
+) -> None:
     """Print the µGraph and the schedule of the kernel that a search chose."""
     with errors_reported():
+        if cost:
+            from superopt.cost import show_cost
+
+            print(show_cost(folder))
+            return
         from superopt.report import read_report
         from superopt.report import show as shown
 

@@ -9,16 +9,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from superopt.emit.compile import CompileStats, compile_for
+from superopt.emit.compile import CompileStats, Sizes, compile_all
 from superopt.errors import SuperoptError
 from superopt.process import helper
 
 
 class Compiler:
-    """`compile_for`, here or in a helper process. Use as a context manager."""
+    """`compile_all`, here or in a helper process. Use as a context manager."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
@@ -32,13 +32,22 @@ class Compiler:
             self.process.communicate()
             self.process = None
 
-    def __call__(self, source: str, sizes: Mapping[str, int], arch: str) -> list[CompileStats]:
+    def __call__(
+        self, source: str, sizes: Sizes, arch: str, loop: bool = False
+    ) -> list[CompileStats]:
         """Every launch of a kernel.py's text, compiled for `arch`; see `compile_for`."""
-        if os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
-            return compile_for(source, sizes, arch)
-        return self._elsewhere({"source": source, "sizes": dict(sizes), "arch": arch})
+        return self.all([(source, sizes)], arch, loop)[0]
 
-    def _elsewhere(self, job: Mapping[str, object]) -> list[CompileStats]:
+    def all(
+        self, calls: Sequence[tuple[str, Sizes]], arch: str, loop: bool = False
+    ) -> list[list[CompileStats]]:
+        """Every launch of each call, side by side; see `compile_all`."""
+        if os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
+            return compile_all(calls, arch, loop)
+        plain = [(source, dict(sizes)) for source, sizes in calls]
+        return self._elsewhere({"calls": plain, "arch": arch, "loop": loop})
+
+    def _elsewhere(self, job: dict[str, object]) -> list[list[CompileStats]]:
         process = self.process = self.process or helper("superopt.compiler", interpret=False)
         assert process.stdin is not None
         assert process.stdout is not None
@@ -47,7 +56,7 @@ class Compiler:
         line = process.stdout.readline()
         if not line:
             raise SuperoptError(f"the process that compiles ended with code {process.wait()}")
-        return [CompileStats(**{**s, "dots": tuple(s["dots"])}) for s in json.loads(line)]
+        return [[CompileStats.from_json(s) for s in own] for own in json.loads(line)]
 
 
 def serve() -> None:
@@ -56,8 +65,8 @@ def serve() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         job = json.loads(line)
-        stats = compile_for(job["source"], job["sizes"], job["arch"])
-        answers.write(json.dumps([asdict(s) for s in stats]) + "\n")
+        stats = compile_all(job["calls"], job["arch"], job["loop"])
+        answers.write(json.dumps([[asdict(s) for s in own] for own in stats]) + "\n")
         answers.flush()
 
 

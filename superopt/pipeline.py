@@ -9,20 +9,26 @@ from __future__ import annotations
 import inspect
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from superopt.buckets import Row, by_volume, more_rows
 from superopt.compiler import Compiler
+from superopt.contention import contenders, fastest, made, problem
 from superopt.cost_model.baselines import baselines
-from superopt.cost_model.configs import ranked, tile_work
+from superopt.cost_model.configs import ranked, size_of_space, tile_work
 from superopt.cost_model.model import KernelModel, Prediction, predict
 from superopt.cost_model.profile import Profile, load_profile
+from superopt.cost_model.refit import Case, refit
+from superopt.cost_model.timing import refuse_unfit
 from superopt.emit import Notes, emit
 from superopt.emit.compile import CompileStats
 from superopt.errors import IllFormed, UsageError
+from superopt.measuring import MOST, Measuring
+from superopt.measuring import Row as Timed
 from superopt.mugraph.program import Choice, Config, KernelGraph, Program, Traced
 from superopt.mugraph.trace import trace
 from superopt.search.driver import (
@@ -59,7 +65,8 @@ LIGHTER = (1.0, 0.5, 0.25, 0.25)  # what the next configuration tried may do of 
 class Settings:
     """What a call may choose. Seconds for `time_limit`; `top` candidates are kept.
 
-    Raises UsageError where a value is not allowed.
+    `measure`: seconds in which configurations are timed on the GPU; `rehearse`: on the CPU, with a
+    stubbed clock. Raises UsageError where a value is not allowed.
     """
 
     target: str = "h200"
@@ -71,6 +78,8 @@ class Settings:
     precision: str = "ieee"
     allow_unsafe: bool = False
     resume: bool = False
+    measure: float | None = None
+    rehearse: bool = False
 
     def __post_init__(self) -> None:
         load_profile(self.target)
@@ -81,8 +90,11 @@ class Settings:
         for name in ("jobs", "top"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise UsageError(f"time limit is {self.time_limit} s; a positive time is needed")
+        for what, seconds in (("time limit", self.time_limit), ("measure", self.measure)):
+            if seconds is not None and seconds <= 0:
+                raise UsageError(f"{what} is {seconds} s; a positive time is needed")
+        if self.rehearse and self.measure is None:
+            raise UsageError("only measuring is rehearsed: give the seconds for it by --measure")
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class Draft:
     """What runs for one tuned size, once compiled.
 
     `skipped` says what was wrong with better ranked configurations; `tried` are those, by kernel.
+    `in_contention`: compiled only to compare them; `predicted`: all that the model compared.
     """
 
     sizes: Sizes
@@ -109,13 +122,30 @@ class Draft:
     compiled: tuple[CompileStats, ...] = ()
     skipped: list[str] = field(default_factory=list)
     tried: dict[int, list[Config]] = field(default_factory=dict)
+    in_contention: int = 0
+    predicted: int = 0
+    timed: list[tuple[tuple[Config, ...], Timed]] = field(default_factory=list)
 
     @property
     def choice(self) -> Choice:
-        return to_choice(self.sizes, self.candidate, tuple(self.configs))
+        choice = to_choice(self.sizes, self.candidate, tuple(self.configs))
+        row = self.measured
+        if row is None:
+            return choice
+        if row["kind"] != "measured":
+            return replace(choice, note=f"{row['kind']}: no measurement")
+        return replace(choice, note=f"{row['median_us']:.1f} us, measured on {row['device']}")
+
+    @property
+    def measured(self) -> Timed | None:
+        """The fastest that was timed, which is what runs."""
+        good = [row for _, row in self.timed if "median_us" in row]
+        return min(good, key=lambda row: float(row["median_us"]), default=None)
 
     def prediction(self, profile: Profile) -> Prediction:
-        return predict(self.candidate.graph, self.configs, dict(self.sizes), profile)
+        """By what the compiler made of it, once that is known."""
+        known = [made(stats) for stats in self.compiled]
+        return predict(self.candidate.graph, self.configs, dict(self.sizes), profile, known)
 
 
 @dataclass
@@ -139,6 +169,7 @@ class Run:
     source: str = ""
     gate: GateResult | None = None
     proof: Proof | None = None
+    refitted: Profile | None = None  # by what was measured
 
     @property
     def program(self) -> Program:
@@ -173,33 +204,67 @@ def find_kernel(
     `journal`: a file in which the search keeps its finished tasks, for `settings.resume`.
     Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
     """
-    profile = load_profile(settings.target)
-    with Worker() as worker, Compiler() as compiler, Proving() as proving:
+    if settings.measure is not None and not settings.rehearse:
+        refuse_unfit()
+    measuring = Measuring(settings.measure or 0.0, settings.rehearse)
+    with Worker() as worker, Compiler() as compiler, Proving() as proving, measuring:
         worker.start()  # it loads torch while we search
-        start = time.monotonic()
-        traced = trace(spec)
-        traced_in = time.monotonic() - start
-        sizes = tuned_sizes(traced.program, spec)
-        options = Options(
-            profile,
-            sizes,
-            settings.time_limit,
-            settings.jobs,
-            settings.top,
-            settings.exhaustive,
-            settings.allow_unsafe,
-            journal,
-            settings.resume,
-        )
-        outcome = search_program(traced.program, options, progress)
-        known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
-        run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
-        run.seconds["trace"] = traced_in
+        run = searched(spec, settings, progress, journal)
+        helpers = Helpers(worker, compiler, proving, measuring)
+        proving.start()  # it loads Triton while candidates are compiled
         try:
-            _settle(run, Helpers(worker, compiler, proving))
+            _settle(run, lambda picked: _try(run, picked, helpers))
         except KeyboardInterrupt:
             run.stop_reason = "interrupted"
+    run.refitted = refit(run.profile, _cases(run)) if settings.measure else None
     return run
+
+
+def searched(
+    spec: Spec,
+    settings: Settings,
+    progress: Progress | None = None,
+    journal: Path | None = None,
+) -> Run:
+    """Trace and search only: the candidates are ranked, and nothing is compiled or checked."""
+    profile = load_profile(settings.target)
+    start = time.monotonic()
+    traced = trace(spec)
+    traced_in = time.monotonic() - start
+    sizes = tuned_sizes(traced.program, spec)
+    options = Options(
+        profile,
+        sizes,
+        settings.time_limit,
+        settings.jobs,
+        settings.top,
+        settings.exhaustive,
+        settings.allow_unsafe,
+        journal,
+        settings.resume,
+    )
+    outcome = search_program(traced.program, options, progress)
+    known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
+    run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
+    run.seconds["trace"] = traced_in
+    return run
+
+
+def configure(run: Run, compiler: Compiler) -> None:
+    """Choose and compile configurations of the best µGraphs that pass their check: `run.picks` is
+    what `find_kernel` would take if gate and proof refused nothing."""
+
+    def attempt(picked: Sequence[tuple[Sizes, Candidate]]) -> Candidate | None:
+        for _, candidate in picked:
+            if not _checked(run, candidate):
+                return candidate
+        drafts = _bucketed(run, picked, compiler)
+        if isinstance(drafts, Candidate):
+            return drafts
+        run.picks = tuple(drafts)
+        return None
+
+    _settle(run, attempt)
 
 
 def tuned_sizes(program: Program, spec: Spec) -> tuple[Sizes, ...]:
@@ -228,18 +293,22 @@ class Helpers:
     worker: Worker
     compiler: Compiler
     proving: Proving
+    measuring: Measuring
 
 
 class Slower(Exception):
     """What a candidate could be compiled with is slower than another candidate."""
 
 
-def _settle(run: Run, helpers: Helpers) -> None:
-    helpers.proving.start()  # it loads Triton while candidates are compiled
+Attempt = Callable[[Sequence[tuple[Sizes, Candidate]]], Candidate | None]
+
+
+def _settle(run: Run, attempt: Attempt) -> None:
+    """Let `attempt` try the best candidates until it refuses none of those that it is given."""
     run.left = list(run.outcome.candidates)
     while picked := choices(run.left, run.sizes):
         try:
-            refused = _try(run, picked, helpers)
+            refused = attempt(picked)
         except Slower:
             continue
         if refused is None:
@@ -266,7 +335,9 @@ def _try(run: Run, picked: Sequence[tuple[Sizes, Candidate]], helpers: Helpers) 
     for _, candidate in picked:
         if not _checked(run, candidate):
             return candidate
-    drafts = _fitted(run, picked, helpers.compiler)
+    drafts = _bucketed(run, picked, helpers.compiler)
+    if not isinstance(drafts, Candidate) and run.settings.measure:
+        drafts = _timed(run, drafts, helpers)
     if isinstance(drafts, Candidate):
         return drafts
     source = _emitted(run, drafts)
@@ -312,6 +383,23 @@ def _checked(run: Run, candidate: Candidate) -> bool:
     return run.verdicts[graph].passed
 
 
+def _bucketed(
+    run: Run, picked: Sequence[tuple[Sizes, Candidate]], compiler: Compiler
+) -> list[Draft] | Candidate:
+    """`_fitted`, and drafts for the sizes between that need one; see `buckets`."""
+    drafts = _fitted(run, picked, compiler)
+    if isinstance(drafts, Candidate):
+        return drafts
+    rows = [Row(d.sizes, d.candidate, tuple(d.configs)) for d in drafts]
+    refused = {
+        (id(run.outcome.candidates[r.rank]), tuple(r.witness["sizes"].items()))
+        for r in run.refusals
+        if r.stage == "compile"
+    }
+    more = more_rows(rows, run.program.symbols, run.profile, refused)
+    return _fitted(run, [*picked, *more], compiler) if more else drafts
+
+
 def _fitted(
     run: Run, picked: Sequence[tuple[Sizes, Candidate]], compiler: Compiler
 ) -> list[Draft] | Candidate:
@@ -327,9 +415,18 @@ def _fitted(
         for draft in open_ones:
             with run.phase("compile"):
                 compiled = compiler(source, dict(draft.sizes), run.profile.arch)
-            problems = {n: p for n, c in enumerate(compiled) if (p := _problem(c, run.profile))}
+            problems = {n: p for n, c in enumerate(compiled) if (p := problem(c, run.profile))}
             if not problems:
                 draft.compiled = tuple(compiled)
+                if draft.timed:
+                    continue  # what was measured is not predicted away
+                _contend(run, draft, compiler)
+                draft.candidate.at[draft.sizes] = (
+                    tuple(draft.configs),
+                    draft.prediction(run.profile),
+                )
+                if _overtaken(run, draft):
+                    raise Slower
             elif not _replaced(run, draft, problems):
                 reason = "; ".join(draft.skipped)
                 _refuse(run, draft.candidate, "compile", reason, {"sizes": dict(draft.sizes)})
@@ -345,22 +442,45 @@ def _overtaken(run: Run, draft: Draft) -> bool:
     return min(times) * SAME < draft.candidate.at[draft.sizes][1].time_us
 
 
-def _problem(compiled: CompileStats, profile: Profile) -> str:
-    """Why a compiled launch is not good enough; empty where it is."""
-    if not compiled.ok:
-        return compiled.error
-    if compiled.spilled_bytes:
-        return f"spills {compiled.spilled_bytes} bytes a thread"
-    if compiled.shared_bytes > profile.shared_bytes_per_program:
-        return f"needs {compiled.shared_bytes} bytes of shared memory"
-    return ""
+def _contend(run: Run, draft: Draft, compiler: Compiler) -> None:
+    """Compare a draft's configurations with those that may be faster, once; see `contention`."""
+    if draft.predicted:
+        return
+    compiled = draft.compiled
+    for n, kernel in enumerate(draft.candidate.graph.kernels):
+        model = KernelModel(kernel, dict(draft.sizes), run.profile)
+        draft.predicted += size_of_space(model)
+        known = {draft.configs[n]: compiled[n]}
+        refused = draft.tried.get(n, [])
+        while left := contenders(model, known, refused):
+            found = _compiled_alone(run, draft, n, left, compiler)
+            known.update(zip(left, found, strict=True))
+        draft.in_contention += len(known) - 1
+        best, _ = fastest(model, known)
+        if best != draft.configs[n]:
+            draft.configs[n], draft.compiled = best, ()
+
+
+def _compiled_alone(
+    run: Run, draft: Draft, n: int, configs: Sequence[Config], compiler: Compiler
+) -> list[CompileStats]:
+    """What the compiler makes of kernel `n` in each of some configurations, at the draft's size."""
+    calls = []
+    for config in configs:
+        others = [config if m == n else c for m, c in enumerate(draft.configs)]
+        choice = to_choice(draft.sizes, draft.candidate, tuple(others))
+        with run.phase("emit"):
+            source = emit(run.traced, [choice], notes(run, [draft]))
+        calls.append((source, dict(draft.sizes)))
+    with run.phase("compile"):
+        return [stats[n] for stats in compiler.all(calls, run.profile.arch)]
 
 
 def _replaced(run: Run, draft: Draft, problems: Mapping[int, str]) -> bool:
     """Give the kernels with problems their next configurations; False where one has none left."""
-    for n, problem in problems.items():
+    for n, wrong in problems.items():
         kernel, config = draft.candidate.graph.kernels[n], draft.configs[n]
-        draft.skipped.append(f"{kernel.name} {describe_config(config)}: {problem}")
+        draft.skipped.append(f"{kernel.name} {describe_config(config)}: {wrong}")
         tried = draft.tried.setdefault(n, [])
         tried.append(config)
         if len(tried) > len(LIGHTER):
@@ -373,6 +493,59 @@ def _replaced(run: Run, draft: Draft, problems: Mapping[int, str]) -> bool:
         draft.configs[n] = left[0]
     draft.candidate.at[draft.sizes] = tuple(draft.configs), draft.prediction(run.profile)
     return True
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+def _timed(run: Run, drafts: Sequence[Draft], helpers: Helpers) -> list[Draft] | Candidate:
+    """Drafts with the fastest of the configurations that were timed for the tuned sizes."""
+    waiting = [d for d in drafts if d.sizes in run.sizes and not d.timed]
+    for n, draft in enumerate(waiting):
+        kept = helpers.measuring.budget * (1 - 1 / (len(waiting) - n))  # for those after it
+        for configs in _alternatives(run, draft):
+            if helpers.measuring.budget <= kept:
+                break
+            draft.timed.append((configs, _timed_once(run, draft, configs, helpers)))
+        good = {configs: row["median_us"] for configs, row in draft.timed if "median_us" in row}
+        best = min(good, key=lambda c: float(good[c]), default=tuple(draft.configs))
+        if best != tuple(draft.configs):
+            draft.configs, draft.compiled = list(best), ()
+    return _fitted(run, [(d.sizes, d.candidate) for d in drafts], helpers.compiler)
+
+
+def _alternatives(run: Run, draft: Draft) -> list[tuple[Config, ...]]:
+    """The best configurations by the model: one kernel's at a time, its others as they are."""
+    graph, sizes = draft.candidate.graph, dict(draft.sizes)
+    found = {tuple(draft.configs): 0.0}
+    for n, kernel in enumerate(graph.kernels):
+        for config, _ in ranked(KernelModel(kernel, sizes, run.profile), kept=MOST):
+            if config not in draft.tried.get(n, []):
+                configs = tuple(config if m == n else c for m, c in enumerate(draft.configs))
+                found.setdefault(configs, predict(graph, configs, sizes, run.profile).time_us)
+    return sorted(found, key=lambda c: found[c])[:MOST]
+
+
+def _timed_once(run: Run, draft: Draft, configs: tuple[Config, ...], helpers: Helpers) -> Timed:
+    choice = to_choice(draft.sizes, draft.candidate, configs)
+    with run.phase("emit"):
+        source = emit(run.traced, [choice], notes(run, [draft]))
+    with run.phase("compile"):
+        compiled = helpers.compiler(source, dict(draft.sizes), run.profile.arch)
+    if wrong := next((p for c in compiled if (p := problem(c, run.profile))), ""):
+        return {"note": wrong}
+    tensors = SpecShape.of(run.spec).tensors
+    with run.phase("measure"):
+        return helpers.measuring(source, run.program.name, tensors, dict(draft.sizes))
+
+
+def _cases(run: Run) -> list[Case]:
+    return [
+        Case(draft.candidate.graph, configs, dict(draft.sizes), float(row["median_us"]))
+        for draft in run.drafts.values()
+        for configs, row in draft.timed
+        if "median_us" in row
+    ]
 
 
 def _emitted(run: Run, drafts: Sequence[Draft]) -> str | Candidate:
@@ -426,13 +599,7 @@ def _at_fault(picks: Sequence[Draft], sizes: Mapping[str, int]) -> Candidate:
 
 
 def _ordered(picks: Sequence[Draft]) -> list[Draft]:
-    def volume(pick: Draft) -> tuple[float, Sizes]:
-        total = 1.0
-        for _, size in pick.sizes:
-            total *= size
-        return total, pick.sizes
-
-    return sorted(picks, key=volume)
+    return sorted(picks, key=lambda pick: by_volume(pick.sizes))
 
 
 def ordered_choices(picks: Sequence[Draft]) -> list[Choice]:
@@ -449,7 +616,7 @@ def notes(run: Run, picks: Sequence[Draft]) -> Notes:
     return Notes(
         target=run.settings.target,
         verdict=f"{lowest}, on {lowest.scope}" if lowest.scope else str(lowest),
-        predicted=tuple(_predicted(run, p) for p in picks),
+        predicted=tuple(_predicted(run, p) for p in picks if p.sizes in run.baselines),
         sentences=(*_sentences(run, picks[0].candidate.graph), *_warning(run)),
         spec=Path(run.spec.file).name if run.spec.file else "",
         precision=run.settings.precision,

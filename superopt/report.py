@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from superopt.cost_model.model import KernelModel, Prediction
+from superopt.cost_model.profile import read_profile
+from superopt.cost_model.refit import PARAMETERS
 from superopt.errors import UsageError
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.ops import PRIME
@@ -26,6 +28,7 @@ from superopt.verify.rounding import sum_bounds
 
 Json = dict[str, Any]
 KERNEL, REPORT, PROOF = "kernel.py", "report.json", "proof.json"
+PROFILE = "profile.json"  # refitted to what was measured
 ROWS = (("unfused", "as written"), ("greedy", "greedy fusion"), ("roofline", "roofline bound"))
 
 
@@ -64,7 +67,7 @@ def build_report(run: Run) -> Json:
         "settings": asdict(run.settings),
         "versions": versions(),
         "kernel": KERNEL if run.source else None,
-        "times": "predicted; nothing was measured",
+        "times": "predicted" if run.settings.measure else "predicted; nothing was measured",
         "search": _search(run),
         "seconds": {name: round(s, 3) for name, s in run.seconds.items()},
         "best": rows[0]["best"],
@@ -74,6 +77,7 @@ def build_report(run: Run) -> Json:
         "values": None if run.proof is None else run.proof.values.verdict.to_json(),
         "rounding": _rounding(run),
         "sizes": rows,
+        "buckets": [_bucket(run, pick) for pick in run.picks if pick.sizes not in run.sizes],
         "candidates": [_candidate(run, n, c) for n, c in enumerate(run.outcome.candidates)],
         "rejected": [asdict(r) for r in run.refusals],
         "fusions_not_taken": _fusions_not_taken(run),
@@ -159,8 +163,27 @@ def _size_row(run: Run, sizes: Sizes) -> Json:
         )
         row["compiled"] = [asdict(c) for c in pick.compiled]
         row["mma_sync"] = _without_wgmma(run, pick)
+        row["measured"] = [
+            {"config": config_rows(pick.candidate.graph, configs)} | timed
+            for configs, timed in pick.timed
+        ]
         row["configs_skipped"] = list(pick.skipped)
+        row["configs"] = {
+            "predicted": pick.predicted,
+            "compiled": len(pick.compiled) + len(pick.skipped) + pick.in_contention,
+        }
     return row
+
+
+def _bucket(run: Run, pick: Draft) -> Json:
+    """A row of kernel.py's table beside those of the tuned sizes."""
+    return {
+        "sizes": dict(pick.sizes),
+        "candidate": run.rank(pick.candidate),
+        "time_us": round(pick.prediction(run.profile).time_us, 3),
+        "config": config_rows(pick.candidate.graph, tuple(pick.configs)),
+        "compiled": [asdict(c) for c in pick.compiled],
+    }
 
 
 def _without_wgmma(run: Run, pick: Draft) -> list[Json]:
@@ -203,7 +226,14 @@ def _best(run: Run, pick: Draft) -> Json:
     return figures(pick.prediction(run.profile)) | {
         "verdict": "proved" if proved else str(run.verdicts[pick.candidate.graph]),
         "config": config_rows(pick.candidate.graph, tuple(pick.configs)),
+        "measured_us": _measured_us(pick),
     }
+
+
+def _measured_us(pick: Draft) -> float | None:
+    """Of a real measurement; a rehearsal's is none."""
+    row = pick.measured
+    return float(row["median_us"]) if row is not None and row["kind"] == "measured" else None
 
 
 def _candidate(run: Run, rank: int, candidate: Candidate) -> Json:
@@ -306,6 +336,20 @@ def build_proof(run: Run) -> Json:
     }
 
 
+def refitted_profile(run: Run) -> Json:
+    """The target's profile with the parameters that were fitted; `--target` takes it."""
+    assert run.refitted is not None
+    data = read_profile(run.settings.target)
+    rows = [row for d in run.drafts.values() for _, row in d.timed if "median_us" in row]
+    source = f"fitted to {len(rows)} times of {run.spec.name}"
+    if rows:
+        source += f", {rows[0]['kind']} on {rows[0]['device']}"
+    for name in PARAMETERS:
+        if (value := getattr(run.refitted, name)) != getattr(run.profile, name):
+            data["facts"][name] = {"value": value, "source": source}
+    return data | {"kind": "rehearsed" if run.settings.rehearse else "measured"}
+
+
 # -- the folder ----------------------------------------------------------------------------------
 
 
@@ -316,9 +360,11 @@ def write_folder(run: Run, out: Path) -> Path:
     if run.source:
         files[KERNEL] = run.source
         files[PROOF] = to_text(build_proof(run)) + "\n"
+    if run.refitted is not None:
+        files[PROFILE] = to_text(refitted_profile(run), indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in (KERNEL, PROOF):  # of an earlier run: not this one's
+        for stale in (KERNEL, PROOF, PROFILE):  # of an earlier run: not this one's
             (folder / stale).unlink(missing_ok=True)
         for name, text in files.items():
             (folder / name).write_text(text)
@@ -375,9 +421,7 @@ def _row(title: str, figures: Mapping[str, Any]) -> tuple[str, str, str, str]:
 def show(report: Mapping[str, Any], index: int = 0) -> str:
     """The µGraph of a size's winner, its configuration and each kernel's schedule."""
     row = report["sizes"][index]
-    if row["best"] is None:
-        raise UsageError("the report has no winner: nothing passed the checks")
-    text = report["candidates"][row["candidate"]]["graph"].rstrip()
+    text = chosen(report, row)
     graph, lines = parse_graph(text), [text, ""]
     for kernel, config in zip(graph.kernels, row["best"]["config"], strict=True):
         tiles = Config(tuple(config["tiles"].items()), config["warps"], config["stages"])
@@ -388,6 +432,13 @@ def show(report: Mapping[str, Any], index: int = 0) -> str:
             lines += ["  " + line for line in show_schedule(branch).splitlines()]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def chosen(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The text of the µGraph that a size's row chose. Raises UsageError where it has none."""
+    if row["best"] is None:
+        raise UsageError("the report has no winner: nothing passed the checks")
+    return str(report["candidates"][row["candidate"]]["graph"]).rstrip()
 
 
 def _claims(report: Mapping[str, Any]) -> str:
@@ -420,6 +471,12 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
         f"search:  {search['enumerated']} enumerated in {search['seconds']:.2f} s"
         f" ({search['stop_reason']}); {others}"
     )
+    if best is not None:
+        configs = [row["configs"] for row in report["sizes"] if row["best"] is not None]
+        sums = {k: sum(c[k] for c in configs) for k in ("predicted", "compiled")}
+        between = count(len(report["buckets"]), "more row") + " for sizes between"
+        told = f"{sums['predicted']} predicted, {sums['compiled']} compiled"
+        lines.append(f"configs: {told}{'; ' + between if report['buckets'] else ''}")
     if best is not None and report["rejected"]:
         lines.append(
             f"         {count(len(report['rejected']), 'better candidate')} refused; see the report"

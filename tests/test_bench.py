@@ -304,3 +304,13 @@ def test_the_suite_names_its_experts_kernels() -> None:
     known = suite.suite()
     assert set(suite.PEERS) <= set(known)
     assert {s.name for s in suite.others(known)}.isdisjoint(known)
+
+
+def test_the_suites_table_goes_between_its_marks(tmp_path: Path) -> None:
+    table = load(ROOT / "benchmarks/suite_table.py")
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{table.MARKS[0]}\nold\n{table.MARKS[1]}\nafter\n")
+    table.write(page, "| new |")
+    table.write(page, "| newer |")
+    assert page.read_text() == f"before\n{table.MARKS[0]}\n| newer |\n{table.MARKS[1]}\nafter\n"
+    assert all(mark in (ROOT / "results/README.md").read_text() for mark in table.MARKS)

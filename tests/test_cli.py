@@ -91,6 +91,10 @@ def test_search_writes_shows_and_verifies(spec_file: Any, tmp_path: Path) -> Non
     assert shown.exit_code == 0, shown.output
     assert "graph double" in shown.output
     assert "each program:" in shown.output
+    explained = call("show", "--cost", folder)
+    assert explained.exit_code == 0, explained.output
+    assert f"predicted {report['best']['time_us']:.1f} us, bound by " in explained.output
+    assert "registers a thread" in explained.output
 
     verified = call("verify", folder)
     assert verified.exit_code == 0, verified.output
@@ -238,7 +242,11 @@ def test_no_such_name(spec_file: Any) -> None:
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("--target", "h300", "unknown target 'h300'; known: a100, h100, h200, or a .json file"),
+        (
+            "--target",
+            "h300",
+            "unknown target 'h300'; known: a100, b200, h100, h200, l4, mi300x, or a .json file",
+        ),
         ("--precision", "fp8", "unknown precision 'fp8'; known: ieee, tf32, tf32x3"),
         ("--jobs", "0", "jobs is 0; at least 1 is needed"),
         ("--top", "0", "top is 0; at least 1 is needed"),

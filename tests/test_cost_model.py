@@ -15,6 +15,7 @@ from superopt.cost_model.baselines import baselines, greedy_groups
 from superopt.cost_model.configs import ranked
 from superopt.cost_model.model import KernelModel
 from superopt.cost_model.profile import load_profile, targets
+from superopt.emit.compile import TARGETS
 from superopt.errors import UsageError
 from superopt.mugraph.program import Config
 from superopt.search.driver import Options, search_program
@@ -23,15 +24,20 @@ H200 = load_profile("h200")
 PROFILES = Path(profile_module.__file__).parent / "profiles"
 
 
-@pytest.mark.parametrize("name", ["h200", "h100", "a100"])
+@pytest.mark.parametrize("name", targets())
 def test_every_fact_has_a_source(name: str) -> None:
     facts = json.loads((PROFILES / f"{name}.json").read_text())["facts"]
     assert all(row["source"] and row["value"] >= 0 for row in facts.values())
+    p = load_profile(name)
+    assert p.arch in TARGETS
+    assert TARGETS[p.arch][2] == p.threads_per_warp
+    lanes = p.special_per_s / (p.multiprocessors * p.clock_ghz * 1e9)
+    assert lanes == pytest.approx(16, rel=0.01)
 
 
 def test_an_unknown_target_names_the_known() -> None:
-    assert targets() == ["a100", "h100", "h200"]
-    with pytest.raises(UsageError, match="a100, h100, h200"):
+    assert targets() == ["a100", "b200", "h100", "h200", "l4", "mi300x"]
+    with pytest.raises(UsageError, match="a100, b200, h100, h200, l4, mi300x"):
         load_profile("h300")
 
 

@@ -102,10 +102,10 @@ print([s.ok for s in compile_for(Path(sys.argv[1]), {"B": 16}, "sm_90")])
 ORDER = """
 import sys
 from pathlib import Path
-from superopt.emit.compile import Launch, _compiled, load
+from superopt.emit.compile import Job, Launch, _compiled, load
 kernel = load(Path(sys.argv[1])).sizes
 options = {"B": 32, "A": 16, "num_warps": 4, "num_stages": 1}
-print(_compiled(Launch(kernel, 1, (), options), "sm_90"))
+print(_compiled(Job.of(Launch(kernel, 1, (), options), "sm_90")))
 """
 SIZES = """
 import triton

@@ -19,7 +19,8 @@ def baselines(program: Program, sizes: Sizes, profile: Profile) -> dict[str, Pre
     """The three baselines of a report, predicted by the same machine facts.
 
     `unfused`: a kernel an operator. `greedy`: producers fused into consumers as a tensor compiler
-    does. `roofline`: one launch that moves inputs and outputs once and computes what was written.
+    does; both at the bandwidth that copies reach and the peak rate of arithmetic. `roofline`: one
+    launch that moves inputs and outputs once and computes what was written, all at the peak.
     """
     ops = [o for o in program.source_ops if o.kind != "view"]
     alias = _Alias(program.source_ops)
@@ -106,11 +107,12 @@ def _group(
     moved = sum(reads.values()) + sum(writes.values())
     dots = [o for o in group if o.kind == "contraction"]
     rate = profile.dot_rate(dots[0].reads[0].dtype) if dots else profile.scalar_per_s
-    return _at_peak(moved, flops, rate, profile)
+    return _whole(moved, flops, rate, profile)
 
 
-def _at_peak(moved: float, flops: float, rate: float, profile: Profile) -> Prediction:
-    memory, compute = moved / profile.dram_bytes_per_s, flops / rate
+def _whole(moved: float, flops: float, rate: float, profile: Profile) -> Prediction:
+    memory = moved / (profile.dram_bytes_per_s * profile.dram_fraction)
+    compute = flops / rate
     seconds = profile.launch_s + max(memory, compute)
     bound = "dram" if memory >= compute else "compute"
     return Prediction(seconds * 1e6, 1, moved, moved, flops, bound)

@@ -70,6 +70,7 @@ class Features:
     branch: Branch
     accesses: list[Access] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    casts: list[tuple[float, frozenset[Axis], Context]] = field(default_factory=list)  # slots each
     accumulators: list[tuple[frozenset[Axis], tuple[Axis, ...]]] = field(default_factory=list)
     passes: int = 0  # loops one after another, at the outermost level
     online: bool = False  # whether accumulators use one another in a loop
@@ -109,7 +110,9 @@ def _walk(items: tuple[Item, ...], context: Context, out: Features, fused: set[E
             nodes = (item.value,)
         for node in nodes:
             if dot_of(out.branch, node) is not None:
-                fused.add(core(body_of(node)))
+                product = core(body_of(node))
+                fused.add(product)
+                fused.update(x for x in product.args if x.op == "cast" and core(x).op == "load")
     for item in items:
         if isinstance(item, Loop):
             inner = context.inside(item.axis, loop_bounds(out.branch, item))
@@ -136,6 +139,9 @@ def _compute(node: Expr, context: Context, out: Features, fused: set[Expr]) -> N
         out.accesses.append(Access(node.attr, node, node.free, context, False))
     elif node.op in BINDERS:
         _reduction(node, context, out)
+    elif node.op == "cast" and node not in fused:
+        narrows = DTYPES[node.dtype].bytes < DTYPES[node.args[0].dtype].bytes
+        out.casts.append((0.5 if narrows else 1.0, node.free, context))  # two narrow at once
     elif node.op in OPS and node.dtype != "index" and node not in fused:
         row = OPS[node.op]
         words = 2 if DTYPES[node.dtype].bytes == 8 else 1

@@ -265,6 +265,8 @@ def _facts(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, A
         row = _best(found, fact, about["kind"] == "rehearsed")
         if row is not None:
             facts[fact.name] = _value(row, fact, about)
+    if "dram_bytes_per_s" in facts:
+        facts["dram_fraction"] = {"value": 1.0, "source": "dram_bytes_per_s is that of a copy"}
     if about["kind"] == "measured":
         count = torch.cuda.get_device_properties().multi_processor_count
         facts["multiprocessors"] = {"value": count, "source": "the driver"}

@@ -1,9 +1,10 @@
 """The roofline with parallelism: predicted time of a µGraph at given sizes and configurations.
 
-Per kernel: launch + latency of dependent passes + the slowest of DRAM, L2, tensor cores, scalar and
-special-function units, each slowed by how little of the machine the grid fills. DRAM reaches its
-bandwidth only with enough bytes in flight (Little's law). All configurations of a kernel are
-predicted at once, as arrays.
+Per kernel: launch + latency of dependent passes + the slowest of DRAM, L2, tensor cores, special
+functions and issue slots, each slowed by how little of the machine the grid fills, and what the
+others do not hide behind it. DRAM reaches its bandwidth only with enough bytes in flight (Little's
+law). Where a loop's dots and its other work wait for one another, they hide behind other warp
+groups only. All configurations of a kernel are predicted at once, as arrays.
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from superopt.mugraph.expr import Axis
 from superopt.mugraph.program import Config, Kernel, KernelGraph
 from superopt.mugraph.threads import MIN_TILE
 
-REGISTERS_A_THREAD = 250
+SPARE_REGISTERS = 5  # that the compiler takes for itself
 STRAIGHT_REGISTERS = 176  # outside loops: a full file gains nothing there, and costs occupancy
 UNROLLED = 2048  # multiplications of a thread in a lone fp32 dot without tensor cores
 L2_SHARE = 0.5  # of L2 that one kernel's reuse may count on
+UNHIDDEN = 0.1  # of what the other resources take, beside the slowest one
+GROUP = 4  # warps that go through a loop's phases together: one a scheduler
+# Instructions counted in SASS of inner loops for sm_90, of 4 kernels in 2 configurations each:
+SPECIAL_SLOTS = 3  # of a special function: its own, and what brings its argument into range
+VECTOR_SLOTS = 10  # of 16 bytes that a thread loads or stores: addresses, bounds, waiting
+VECTOR = 16  # bytes that a thread moves at once
+
+
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]  # an element a configuration
 
 
 @dataclass(frozen=True)
@@ -55,17 +65,28 @@ class Space:
         return Space(tiles, np.full(1, float(config.warps)), np.full(1, float(config.stages)))
 
 
+@dataclass(frozen=True)
+class Made:
+    """What the compiler made of a configuration: registers of a thread, bytes of shared memory."""
+
+    registers: int
+    shared: int
+
+
 @dataclass
 class Costs:
-    """Arrays over a space. `fits`: worth compiling; `times`: seconds by resource."""
+    """Arrays over a space. `fits`: worth compiling; `resident`: programs of a multiprocessor;
+    `times`: seconds by resource, with the launch and what the busiest does not hide."""
 
-    fits: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    fits: Flags
     seconds: Numbers
     bytes: Numbers
     moved: Numbers  # bytes in whole sectors
     distinct: float
     flops: Numbers
     programs: Numbers
+    resident: Numbers
+    waves: Numbers
     times: dict[str, Numbers]
 
 
@@ -88,8 +109,8 @@ class KernelModel:
                     found.setdefault(a.name, a)
         return list(found.values())
 
-    def predict(self, config: Config) -> Prediction:
-        return self.prediction(self.costs(Space.of(config)), 0)
+    def predict(self, config: Config, made: Made | None = None) -> Prediction:
+        return self.prediction(self.costs(Space.of(config), made), 0)
 
     def fits(self, config: Config) -> bool:
         return bool(self.costs(Space.of(config)).fits[0])
@@ -99,7 +120,7 @@ class KernelModel:
             return float(x[n] if len(x) > 1 else x[0])
 
         times = {name: at(t) for name, t in c.times.items()}
-        bound = max(times, key=lambda k: times[k])
+        bound = max((k for k in times if k != "unhidden"), key=lambda k: times[k])
         return Prediction(
             at(c.seconds) * 1e6, 1, at(c.bytes), c.distinct, at(c.flops), bound,
             int(at(c.programs)), times,
@@ -107,7 +128,8 @@ class KernelModel:
 
     # -- the launch -----------------------------------------------------------------------------
 
-    def costs(self, space: Space) -> Costs:
+    def costs(self, space: Space, made: Made | None = None) -> Costs:
+        """`made`: what the compiler made of a space's only configuration, where that is known."""
         p = self.profile
         shapes = [
             ft.shape(f, e, space.tiles) for f, e in zip(self.parts, self.extents, strict=True)
@@ -116,29 +138,55 @@ class KernelModel:
         count = np.maximum(sum(ft.programs(f, s) for f, s in pairs), 1.0)
         shared = self._shared(pairs, space)
         registers, fits = self._registers(pairs, space)
-        slots = p.multiprocessors * self._resident(space, shared, registers)
+        if made is not None:
+            shared, registers = np.full(1, float(made.shared)), np.full(1, float(made.registers))
+        resident = self.resident(space.warps, shared, registers)
+        slots = p.multiprocessors * resident
         active = np.minimum(count, slots)
         waves = count / slots
         quantum = np.where(waves > 1, np.ceil(waves) / waves, 1.0)
         busy = np.minimum(1.0, count / p.multiprocessors)
-        requested, moved, distinct, dram = self._traffic(pairs, active)
+        requested, moved, distinct, dram, again, evicted = self._traffic(pairs, active)
         flops, seconds = self._arithmetic(pairs, space)
         in_flight = active * self._bytes_in_flight(pairs, space)
         fill = np.minimum(1.0, in_flight / (p.dram_bytes_per_s * p.dram_latency_s))
         ports = busy * p.multiprocessors * p.multiprocessor_bytes_per_s
         times = {
-            "dram": dram / np.minimum(p.dram_bytes_per_s * fill, ports),
+            "dram": dram / np.minimum(p.dram_bytes_per_s * p.dram_fraction * fill, ports),
             "l2": moved / np.minimum(p.l2_bytes_per_s, ports),
         }
         times.update({name: t / busy * quantum for name, t in seconds.items()})
-        stacked = np.stack(np.broadcast_arrays(*times.values()))
-        slowest = stacked.max(axis=0)
-        overlap = 0.1 * (stacked.sum(axis=0) - slowest)  # units overlap, not wholly
-        chain = p.dram_latency_s * (1 + max((f.passes for f in self.parts), default=0))
-        times["launch"] = np.full(1, p.launch_s + chain)
+        reread = again / np.minimum(p.l2_bytes_per_s, ports)
+        busiest, unhidden = self._together(times, reread, active * space.warps)
+        passes = max((f.passes for f in self.parts), default=0)
+        later = np.where(evicted, p.dram_latency_s, p.l2_latency_s) * max(passes - 1, 0)
+        first = p.dram_latency_s * (1 + min(passes, 1)) + later  # bytes of each pass
+        times["launch"] = p.launch_s + first
+        if any(f.dots and f.passes for f in self.parts):  # dots wait for them in each wave
+            times["launch"] = times["launch"] + first * np.maximum(waves - 1, 0.0) / resident
+        times["unhidden"] = unhidden
         fits = fits & (shared <= p.shared_bytes_per_program)
-        total = times["launch"] + slowest + overlap
-        return Costs(fits, total, requested, moved, distinct, flops, count, times)
+        total = times["launch"] + busiest + unhidden
+        return Costs(fits, total, requested, moved, distinct, flops, count, resident, waves, times)
+
+    def _together(
+        self, times: Mapping[str, Numbers], reread: Numbers, warps: Numbers
+    ) -> tuple[Numbers, Numbers]:
+        """Seconds of the busiest resource, and those of the others that it does not hide.
+
+        A loop whose accumulators use one another takes turns between dots and what is made of
+        them; a later pass that finds its data in L2, `reread`, begins when the one before it has
+        ended. Of the shorter of two turns only the other warp groups of a multiprocessor hide more.
+        """
+        stacked = np.stack(np.broadcast_arrays(*times.values()))
+        busiest = stacked.max(axis=0)
+        turns = np.minimum(times["dram"], reread)
+        if any(f.online and f.dots for f in self.parts):
+            made_of_them = np.maximum(times["issue"], times["special"])
+            turns = turns + np.minimum(times["tensor"], made_of_them)
+        groups = np.maximum(warps / GROUP / self.profile.multiprocessors, 1.0)
+        waiting = np.maximum(1 / groups - UNHIDDEN, 0.0) * turns
+        return busiest, UNHIDDEN * (stacked.sum(axis=0) - busiest) + waiting
 
     def _shared(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
         """Shared memory that pipelined dot operands take; bytes."""
@@ -157,7 +205,7 @@ class KernelModel:
 
     def _registers(
         self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space
-    ) -> tuple[Numbers, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    ) -> tuple[Numbers, Flags]:
         """Registers a thread, and whether they and the tiles are within bounds.
 
         In the loop: the accumulators and the widest tile; outside: what is loaded and the widest
@@ -165,9 +213,10 @@ class KernelModel:
         reduced in a loop for one another without dots, all that is loaded stays until the last of
         these is done (compiled for sm_90, 20 configurations of 4 such kernels).
         """
-        threads = 32 * space.warps
+        p = self.profile
+        threads = p.threads_per_warp * space.warps
         most = np.minimum(
-            REGISTERS_A_THREAD, self.profile.registers_per_multiprocessor / threads - 8
+            p.registers_per_thread - SPARE_REGISTERS, p.registers_per_multiprocessor / threads - 8
         )
         worst = np.zeros(1)
         fits = np.ones(1, bool)
@@ -208,9 +257,7 @@ class KernelModel:
         return worst, fits
 
     @staticmethod
-    def _unrolls(
-        f: ft.Features, s: ft.Shape, threads: Numbers
-    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _unrolls(f: ft.Features, s: ft.Shape, threads: Numbers) -> Flags:
         """Whether dots in fp32, unrolled to a thread's multiplications, stay in registers.
 
         A lone one feeds its accumulator from what is loaded; several hold one another's tiles
@@ -227,20 +274,32 @@ class KernelModel:
             stays = stays & (a <= most)
         return stays
 
-    def _resident(self, space: Space, shared: Numbers, registers: Numbers) -> Numbers:
+    def resident(self, warps: Numbers, shared: Numbers, registers: Numbers) -> Numbers:
         """Programs that live on one multiprocessor together."""
+        limits = self.occupancy_limits(warps, shared, registers)
+        least = np.stack(np.broadcast_arrays(*limits.values())).min(axis=0)
+        return np.asarray(np.maximum(least, 1.0))
+
+    def occupancy_limits(
+        self, warps: Numbers, shared: Numbers, registers: Numbers
+    ) -> dict[str, Numbers]:
+        """How many programs each part of a multiprocessor has room for."""
         p = self.profile
-        by_warps = p.warps_per_multiprocessor // space.warps
-        by_shared = p.shared_bytes_per_multiprocessor // np.maximum(shared, 1.0)
-        by_registers = p.registers_per_multiprocessor // (registers * 32 * space.warps)
-        limit = np.minimum(np.minimum(by_warps, by_shared), by_registers)
-        return np.clip(limit, 1.0, p.programs_per_multiprocessor)
+        threads = p.threads_per_warp * warps
+        return {
+            "programs": np.full(1, p.programs_per_multiprocessor),
+            "warps": p.warps_per_multiprocessor // warps,
+            "shared memory": p.shared_bytes_per_multiprocessor // np.maximum(shared, 1.0),
+            "registers": p.registers_per_multiprocessor // (registers * threads),
+        }
 
     def _traffic(
         self, pairs: list[tuple[ft.Features, ft.Shape]], active: Numbers
-    ) -> tuple[Numbers, Numbers, float, Numbers]:
-        """(requested, moved in sectors, distinct, DRAM) bytes of the launch."""
-        requested, moved, dram = np.zeros(1), np.zeros(1), np.zeros(1)
+    ) -> tuple[Numbers, Numbers, float, Numbers, Numbers, Flags]:
+        """(requested, moved in sectors, distinct, DRAM) bytes of the launch, those of later passes
+        that find them in L2, and whether any does not."""
+        requested, moved, dram, again = (np.zeros(1) for _ in range(4))
+        evicted = np.zeros(1, bool)
         touched: dict[str, float] = {}
         size: dict[str, float] = {}
         cache = self.profile.l2_bytes * L2_SHARE
@@ -252,8 +311,11 @@ class KernelModel:
                 total = ft.elements(f, s, a.free, a.context) * width
                 requested = requested + total
                 moved = moved + total * ft.sector_overhead(a, s)
-                if a.node in seen:  # a later pass: it may find its data evicted
-                    dram = dram + np.where(total / count * active > cache, total, 0.0)
+                if a.node in seen:  # a later pass
+                    gone = total / count * active > cache
+                    dram = dram + np.where(gone, total, 0.0)
+                    again = again + np.where(gone, 0.0, total)
+                    evicted = evicted | gone
                     continue
                 seen.add(a.node)
                 once = float(width)
@@ -266,14 +328,19 @@ class KernelModel:
                     sharing = np.maximum(1.0, np.sqrt(active))
                     dram = dram + np.maximum(0.0, total / sharing - once)
         distinct = sum(min(v, size[name]) for name, v in touched.items())
-        return requested, moved, distinct, dram + distinct
+        return requested, moved, distinct, dram + distinct, again, evicted
 
     def _arithmetic(
         self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space
     ) -> tuple[Numbers, dict[str, Numbers]]:
         p = self.profile
-        tensor, scalar, special, flops = (np.zeros(1) for _ in range(4))
+        tensor, issue, special, flops = (np.zeros(1) for _ in range(4))
         for f, s in pairs:
+            for a in f.accesses:
+                vectors = ft.lanes(f, s, a.free, a.context) * ft.bytes_of(a.tensor) / VECTOR
+                issue = issue + vectors * VECTOR_SLOTS / p.scalar_per_s
+            for each, free, context in f.casts:
+                issue = issue + ft.lanes(f, s, free, context) * each / p.scalar_per_s
             for w in f.work:
                 lanes = ft.lanes(f, s, w.free, w.context)
                 flops = flops + ft.elements(f, s, w.free, w.context) * w.amount
@@ -281,12 +348,13 @@ class KernelModel:
                     rate = p.dot_rate(w.dot.operand) * self._dot_efficiency(s, w, space)
                     tensor = tensor + lanes * w.amount / rate
                 else:
+                    slots = w.amount + SPECIAL_SLOTS * w.special
                     special = special + lanes * w.special / p.special_per_s
-                    scalar = scalar + lanes * w.amount / p.scalar_per_s
-        return flops, {"tensor": tensor, "scalar": scalar, "special": special}
+                    issue = issue + lanes * slots / p.scalar_per_s
+        return flops, {"tensor": tensor, "issue": issue, "special": special}
 
     def _dot_efficiency(self, s: ft.Shape, w: ft.Work, space: Space) -> Numbers:
-        """The share of peak that a dot tile reaches; assumed until profiles are measured."""
+        """The share of peak that a dot tile reaches: small ones read more operands for a flop."""
         assert w.dot is not None
         m, n = s.tile[w.dot.m], s.tile[w.dot.n]
         if w.dot.operand == "f32":
@@ -294,7 +362,7 @@ class KernelModel:
         reuse = np.minimum(1.0, (m * n / (m + n)) / 64)  # operand bytes against flops
         wide = (m >= self.profile.wgmma_rows) & (space.warps >= 4)
         unit = np.where(wide, 1.0, self.profile.mma_sync_fraction)
-        return unit * (0.35 + 0.4 * reuse)
+        return unit * self.profile.dot_fraction * (0.47 + 0.53 * reuse)
 
     def _bytes_in_flight(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
         """Bytes that one program has under way at its best: asked for and not there, or stored."""
@@ -312,12 +380,17 @@ class KernelModel:
 
 
 def predict(
-    graph: KernelGraph, configs: Sequence[Config], sizes: Mapping[str, int], profile: Profile
+    graph: KernelGraph,
+    configs: Sequence[Config],
+    sizes: Mapping[str, int],
+    profile: Profile,
+    made: Sequence[Made] = (),
 ) -> Prediction:
-    """A whole µGraph: its kernels one after another."""
+    """A whole µGraph: its kernels one after another. `made`: of each kernel, where it is known."""
+    known: Sequence[Made | None] = made or [None] * len(configs)
     parts = [
-        KernelModel(k, sizes, profile).predict(c)
-        for k, c in zip(graph.kernels, configs, strict=True)
+        KernelModel(k, sizes, profile).predict(c, m)
+        for k, c, m in zip(graph.kernels, configs, known, strict=True)
     ]
     return total(parts)
 

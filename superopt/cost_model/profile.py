@@ -25,19 +25,24 @@ class Profile:
     multiprocessors: float
     clock_ghz: float
     dram_bytes_per_s: float
+    dram_fraction: float  # of it that the best copies reach
     dram_bytes: float
     l2_bytes: float
     l2_bytes_per_s: float
     multiprocessor_bytes_per_s: float
     dram_latency_s: float
+    l2_latency_s: float
     dot_f16: float
     dot_bf16: float
     dot_tf32: float
     dot_f32: float
     dot_f64: float
-    scalar_per_s: float
+    dot_fraction: float  # of these that the largest tiles reach
+    scalar_per_s: float  # lanes of ordinary instructions: what the schedulers issue
     special_per_s: float
     registers_per_multiprocessor: float
+    registers_per_thread: float
+    threads_per_warp: float
     shared_bytes_per_multiprocessor: float
     shared_bytes_per_program: float
     warps_per_multiprocessor: float

@@ -111,8 +111,13 @@ def clock_for(rehearse: bool) -> Clock:
     """Raises UsageError where there is no GPU, or another program uses it."""
     if rehearse:
         return RehearsedClock()
-    refuse_busy(lambda: nvidia_smi("utilization.gpu", "memory.used"))
+    refuse_unfit()
     return CudaClock()
+
+
+def refuse_unfit() -> None:
+    """Raises UsageError where there is no GPU, or another program uses it; touches none."""
+    refuse_busy(lambda: nvidia_smi("utilization.gpu", "memory.used"))
 
 
 def nvidia_smi(*fields: str) -> list[str]:

@@ -2,31 +2,41 @@
 
 A call is played through the file's own host code with shapes in place of tensors, and each launch
 is compiled with the very specialization that Triton would choose for contiguous arguments: pointers
-and multiples of 16 marked as such, extents and strides of 1 folded.
+and multiples of 16 marked as such, extents and strides of 1 folded. Launches compile side by side,
+each in a process of its own, and what they told is kept in a `Cache`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import pickle
 import re
+import resource
 import select
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
+from superopt.emit.assembly import dots, inner_loop, resources
+from superopt.emit.cache import Cache, cache_folder
 from superopt.errors import SuperoptError, UsageError
 
-SECONDS = 30.0  # for one launch; a kernel that fits its registers takes one or two
+SECONDS = 30  # of the processor for one launch; a kernel that fits its registers takes one or two
+PATIENCE = 8.0  # times as long by the clock, on a machine that does other things too
+FORMAT = 1  # of what is kept; another number when CompileStats or how it is found changes
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
+    "sm_89": ("cuda", 89, 32),
     "sm_90": ("cuda", 90, 32),
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
@@ -39,6 +49,7 @@ class CompileStats:
 
     `registers` are a thread's; `spilled_bytes` are a thread's local memory; `shared_bytes` a
     program's; `dots` are the tensor-core instructions in use: wgmma, mma.sync, tcgen05, mfma.
+    `loop`: instructions of a turn of the inner loop by kind (`assembly.KINDS`), where asked for.
     """
 
     kernel: str
@@ -48,10 +59,15 @@ class CompileStats:
     shared_bytes: int = 0
     dots: tuple[str, ...] = ()
     error: str = ""
+    loop: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
         return not self.error
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> CompileStats:
+        return CompileStats(**{**data, "dots": tuple(data["dots"])})
 
 
 @dataclass(frozen=True)
@@ -64,24 +80,41 @@ class Launch:
     options: Mapping[str, Any]
 
 
-def compile_for(source: str | Path, sizes: Mapping[str, int], target: str) -> list[CompileStats]:
+Sizes = Mapping[str, int]
+
+
+def compile_for(
+    source: str | Path, sizes: Sizes, target: str, loop: bool = False
+) -> list[CompileStats]:
     """Compile every launch of a kernel.py (a path, or its text) for a call of the given sizes.
 
-    `sizes` names every symbol of the file's `RANGES`; `target` is a row of `TARGETS`. What the
-    compiler refuses is told in `error`. Raises SuperoptError under TRITON_INTERPRET=1: Triton's own
-    library is then made for its interpreter, so compile in a process of its own.
+    `sizes` names every symbol of the file's `RANGES`; `target` is a row of `TARGETS`; `loop` asks
+    for the inner loop's instructions. What the compiler refuses is told in `error`. Raises
+    SuperoptError under TRITON_INTERPRET=1: Triton's own library is then made for its interpreter,
+    so compile in a process of its own.
     """
+    return compile_all([(source, sizes)], target, loop)[0]
+
+
+def compile_all(
+    calls: Sequence[tuple[str | Path, Sizes]], target: str, loop: bool = False
+) -> list[list[CompileStats]]:
+    """`compile_for` of each call, all their launches side by side."""
     import triton.language as tl
     from triton.runtime.jit import JITFunction
 
     if not isinstance(tl.sum, JITFunction):
         raise SuperoptError("compiling needs a process without TRITON_INTERPRET=1; start another")
     with tempfile.TemporaryDirectory() as folder:
-        path = source if isinstance(source, Path) else Path(folder) / "kernel.py"
-        if isinstance(source, str):
-            path.write_text(source)
-        module = load(path)
-        return [_within(SECONDS, launch, target) for launch in launches(module, sizes)]
+        found = []
+        for n, (source, sizes) in enumerate(calls):
+            path = source if isinstance(source, Path) else Path(folder) / f"kernel_{n}.py"
+            if isinstance(source, str):
+                path.write_text(source)
+            found.append(launches(load(path), sizes))
+        jobs = [Job.of(launch, target, loop) for own in found for launch in own]
+        done = iter(_cached(jobs, Cache(cache_folder() / "compiled")))
+        return [[next(done) for _ in own] for own in found]
 
 
 def load(path: Path) -> ModuleType:
@@ -124,53 +157,160 @@ def _size(extent: int | str, sizes: Mapping[str, int]) -> int:
     return extent if isinstance(extent, int) else int(eval(extent, {}, dict(sizes)))
 
 
-def _compiled(launch: Launch, target: str) -> CompileStats:
+@dataclass(frozen=True)
+class Job:
+    """A launch as the compiler takes it: a signature, constants, attributes, options, a target."""
+
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[tuple[int, ...], Any]
+    attributes: Mapping[tuple[int, ...], list[list[Any]]]
+    options: Mapping[str, Any]
+    target: str
+    loop: bool
+
+    @staticmethod
+    def of(launch: Launch, target: str, loop: bool = False) -> Job:
+        names = launch.kernel.arg_names
+        given = dict(zip(names, launch.args, strict=False)) | dict(launch.options)
+        options = {k: given.pop(k) for k in ("num_warps", "num_stages")}
+        values = {k: given.pop(k) for k in names}  # constants go by position
+        assert not given, f"{launch.kernel.__name__} has no parameters {sorted(given)}"
+        constexprs = {p.name for p in launch.kernel.params if p.is_constexpr}
+        return Job(launch.kernel, *_specialized(values, constexprs), options, target, loop)
+
+    @property
+    def key(self) -> list[Any]:
+        """All that the result depends on. Where in its file a kernel stands is no part of it."""
+        parts = (self.constants, self.attributes)
+        marks = [sorted([list(at), value] for at, value in part.items()) for part in parts]
+        text = "".join(f.src for f in _with_callees(self.kernel))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        facts = [dict(self.signature), *marks, dict(self.options), self.target, self.loop]
+        return [FORMAT, version("triton"), self.kernel.__name__, digest, *facts]
+
+    def stats(self, **found: Any) -> CompileStats:
+        return CompileStats(self.kernel.__name__, self.target, **found)
+
+
+def _with_callees(kernel: Any) -> list[Any]:
+    """A jitted function and those of its file that it calls, each once."""
+    found = [kernel]
+    for f in found:
+        for name in re.findall(r"[A-Za-z_]\w*", f.src):
+            called = f.fn.__globals__.get(name)
+            if type(called) is type(kernel) and called not in found:
+                found.append(called)
+    return found
+
+
+def _compiled(job: Job) -> CompileStats:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    name = launch.kernel.__name__
-    names = launch.kernel.arg_names
-    given = dict(zip(names, launch.args, strict=False)) | dict(launch.options)
-    options = {k: given.pop(k) for k in ("num_warps", "num_stages")}
-    values = {k: given.pop(k) for k in names}  # constants go by position
-    assert not given, f"{name} has no parameters {sorted(given)}"
-    constexprs = {p.name for p in launch.kernel.params if p.is_constexpr}
-    signature, constants, attributes = _specialized(values, constexprs)
     try:
-        source = ASTSource(launch.kernel, signature, constants, attributes)
-        done = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
-        registers, spilled = _resources(done.asm, target)
+        source = ASTSource(job.kernel, job.signature, job.constants, job.attributes)
+        gpu = GPUTarget(*TARGETS[job.target])
+        done = triton.compile(source, target=gpu, options=dict(job.options))
+        registers, spilled = resources(done.asm, job.target)
+        loop = inner_loop(done.asm) if job.loop else {}
     except Exception as error:  # Triton's own errors have no base class: all are a refusal
-        return CompileStats(name, target, error=f"{type(error).__name__}: {error}".strip())
-    return CompileStats(name, target, registers, spilled, done.metadata.shared, _dots(done.asm))
+        text = f"{type(error).__name__}: {error}".strip()
+        return job.stats(error=_too_long() if f"code -{signal.SIGXCPU:d}" in text else text)
+    return job.stats(
+        registers=registers,
+        spilled_bytes=spilled,
+        shared_bytes=done.metadata.shared,
+        dots=dots(done.asm),
+        loop=loop,
+    )
 
 
-def _within(seconds: float, launch: Launch, target: str) -> CompileStats:
-    """Compile in a forked child, which is killed if it takes longer: LLVM and ptxas can take hours
-    over a tile that is too large, and neither can be interrupted."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if not child:
-        os.setsid()  # ptxas is killed with it
-        os.close(receive)
-        with os.fdopen(send, "wb") as out:
-            pickle.dump(_compiled(launch, target), out)
-        os._exit(0)
-    os.close(send)
-    with os.fdopen(receive, "rb") as answer:
-        ready = select.select([answer], [], [], seconds)[0]
-        if not ready:
-            os.killpg(child, signal.SIGKILL)
-        data = answer.read() if ready else b""
-    os.waitpid(child, 0)
-    name = launch.kernel.__name__
-    if not ready:
-        return CompileStats(name, target, error=f"did not compile in {seconds:.0f} s")
-    if not data:
-        return CompileStats(name, target, error="the compiler crashed")
-    stats: CompileStats = pickle.loads(data)
-    return stats
+def _too_long() -> str:
+    return f"did not compile in {SECONDS} s"
+
+
+def _cached(jobs: Sequence[Job], cache: Cache) -> list[CompileStats]:
+    """Results in the jobs' order. Kept are those that another run would have too: not those of a
+    compiler that crashed, or that the clock ended."""
+    keys = [job.key for job in jobs]
+    found = {n: CompileStats.from_json(d) for n, k in enumerate(keys) if (d := cache.get(k))}
+    left = [n for n in range(len(jobs)) if n not in found]
+    for n, (stats, lasting) in zip(left, _side_by_side([jobs[n] for n in left]), strict=True):
+        found[n] = stats
+        if lasting:
+            cache.put(keys[n], asdict(stats))
+    return [found[n] for n in range(len(jobs))]
+
+
+@dataclass
+class Child:
+    """A forked process that compiles, and is killed where it takes too long: LLVM and ptxas can
+    take hours over a tile that is too large, and neither can be interrupted. Its time is counted
+    on the processor, so that a busy machine refuses nothing."""
+
+    job: Job
+    pid: int
+    answer: IO[bytes]
+    end: float  # by the clock
+
+    @staticmethod
+    def start(job: Job) -> Child:
+        receive, send = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.setsid()  # ptxas is killed with it
+            os.close(receive)
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+            with os.fdopen(send, "wb") as out:
+                pickle.dump(_compiled(job), out)
+            os._exit(0)
+        os.close(send)
+        return Child(job, pid, os.fdopen(receive, "rb"), time.monotonic() + SECONDS * PATIENCE)
+
+    def result(self) -> tuple[CompileStats, bool]:
+        """What it found, and whether another run would find the same."""
+        data = self.answer.read()
+        status = self.close()
+        if data:
+            stats: CompileStats = pickle.loads(data)
+            return stats, True
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+            return self.job.stats(error=_too_long()), True
+        return self.job.stats(error="the compiler crashed"), False
+
+    def close(self) -> int:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.answer.close()
+        return os.waitpid(self.pid, 0)[1]
+
+
+def _side_by_side(jobs: Sequence[Job]) -> list[tuple[CompileStats, bool]]:
+    """Compile as many at once as there are processors for us."""
+    results: dict[int, tuple[CompileStats, bool]] = {}
+    waiting, running = list(enumerate(jobs)), dict[int, Child]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < len(os.sched_getaffinity(0)):
+                n, job = waiting.pop(0)
+                running[n] = Child.start(job)
+            patience = min(c.end for c in running.values()) - time.monotonic()
+            answers = [c.answer for c in running.values()]
+            ready = select.select(answers, [], [], max(patience, 0.0))[0]
+            for n, child in list(running.items()):
+                if child.answer in ready:
+                    results[n] = child.result()
+                    del running[n]
+                elif time.monotonic() > child.end:
+                    child.close()
+                    results[n] = child.job.stats(error=_too_long()), False
+                    del running[n]
+    finally:
+        for child in running.values():
+            child.close()
+    return [results[n] for n in range(len(jobs))]
 
 
 def _specialized(
@@ -196,50 +336,3 @@ def _type_of(value: Any) -> str:
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     return "*" + str(type_canonicalisation_dict[str(value.dtype).split(".")[-1]])
-
-
-def _resources(asm: Mapping[str, Any], target: str) -> tuple[int, int]:
-    """Registers of a thread, and the bytes of them that it spills."""
-    if "amdgcn" in asm:
-        count = re.search(r"\.vgpr_count:\s*(\d+)", asm["amdgcn"])
-        spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", asm["amdgcn"])
-        return int(count.group(1)) if count else 0, 4 * int(spills.group(1)) if spills else 0
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.TemporaryDirectory() as folder:
-        cubin, ptx = Path(folder) / "kernel.cubin", Path(folder) / "kernel.ptx"
-        cubin.write_bytes(asm["cubin"])
-        shown = _run(tools / "cuobjdump", "-res-usage", str(cubin))
-        registers, stack = (int(n) for n in _found(r"REG:(\d+) STACK:(\d+)", shown))
-        if not stack:
-            return registers, 0
-        # a stack is not yet a spill (sin has a table on it): ptxas tells them apart
-        ptx.write_text(asm["ptx"])
-        arch = _found(r"\.target (sm_\w+)", asm["ptx"])[0]
-        ptxas = tools / ("ptxas-blackwell" if target == "sm_100" else "ptxas")
-        shown = _run(ptxas, "-v", f"--gpu-name={arch}", str(ptx), "-o", str(cubin))
-        return registers, int(_found(r"(\d+) bytes spill stores", shown)[0])
-
-
-def _run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
-
-
-def _found(pattern: str, text: str) -> tuple[str, ...]:
-    match = re.search(pattern, text)
-    if match is None:
-        raise SuperoptError(f"the CUDA tools printed no {pattern!r}: {text[:200]}")
-    return match.groups()
-
-
-_INSTRUCTIONS = ("wgmma", "mma.sync", "tcgen05", "mfma")
-
-
-def _dots(asm: Mapping[str, Any]) -> tuple[str, ...]:
-    text = asm.get("ptx") or asm.get("amdgcn") or ""
-    found = [name for name in _INSTRUCTIONS if re.search(rf"\b(v_)?{re.escape(name)}", text)]
-    if "wgmma" in found and not re.search(r"(?<!wg)mma\.sync", text.replace("wgmma.mma_async", "")):
-        found = [name for name in found if name != "mma.sync"]
-    return tuple(found)

@@ -71,9 +71,10 @@ class Launcher:
 
     def table(self) -> str:
         if not self.by_size:
-            return f"CONFIG = {self.entry(self.choices[-1])}"
+            last = self.choices[-1]
+            return f"{_comment(last)}CONFIG = {self.entry(last)}"
         head = f"# {', '.join(self.limits)} up to -> what was chosen for that size"
-        rows = [f"    {self.key(c)}: {self.entry(c)}," for c in self.choices]
+        rows = [f"    {_comment(c)}{self.key(c)}: {self.entry(c)}," for c in self.choices]
         return "\n".join([head, "CONFIGS = {", *rows, "}"])
 
     def limit(self, choice: Choice, name: str) -> int:
@@ -195,6 +196,11 @@ def empty(names: Locals, tensor: Tensor) -> str:
     first = names.arguments[0]
     dtype = "" if first.dtype == tensor.dtype else f", dtype=torch.{DTYPES[tensor.dtype].torch}"
     return f"{names[first]}.new_empty({names.shape(tensor)}{dtype})"
+
+
+def _comment(choice: Choice) -> str:
+    """A line before a choice's row."""
+    return f"# {choice.note}\n" if choice.note else ""
 
 
 def _config(kernel: KernelText, config: Config) -> str:

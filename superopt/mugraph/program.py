@@ -261,6 +261,8 @@ def illegal(branch: Branch) -> str | None:
 class Choice:
     """What to run for sizes up to `limits`: a µGraph and a configuration for each of its kernels.
 
+    `note`: what a comment above its row says.
+
     A kernel.py holds a table of choices, in order of size; the first whose limits hold is taken,
     the last where none does.
     """
@@ -268,6 +270,7 @@ class Choice:
     limits: tuple[tuple[str, int], ...]  # (symbol, largest size), sorted by name
     graph: KernelGraph
     configs: tuple[Config, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)

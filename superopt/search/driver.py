@@ -254,7 +254,7 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
     for graph in chosen:
         at = {}
         for sizes in options.sizes:
-            if (best := _predict_at(graph, sizes, options.profile)) is not None:
+            if (best := predict_at(graph, sizes, options.profile)) is not None:
                 at[sizes] = best
         result.append(Candidate(graph, at))
     best_at = {
@@ -281,9 +281,10 @@ def _varied(ranked_found: list[Found], top: int) -> list[Found]:
     return kept[:top]
 
 
-def _predict_at(
+def predict_at(
     graph: KernelGraph, sizes: Sizes, profile: Profile
 ) -> tuple[tuple[Config, ...], Prediction] | None:
+    """The model's best configurations at some sizes; None where a kernel has none that fits."""
     configs, parts = [], []
     for kernel in graph.kernels:
         options = ranked(KernelModel(kernel, dict(sizes), profile))

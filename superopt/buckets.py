@@ -1,0 +1,128 @@
+"""Configurations for the sizes between those that are tuned: a lattice, merged where one will do.
+
+A kernel.py's table has a row for the sizes up to some limits. Beside the rows that were tuned, a
+point of the lattice gets one where what the table holds for it is predicted more than WITHIN slower
+than its own best. A size never compiles more than its row. That is done for programs of one symbol
+that is split over programs only: rows with several limits, or of loops of few turns, are not always
+proved, and take the gate long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+
+from superopt.cost_model.model import predict
+from superopt.cost_model.profile import Profile
+from superopt.mugraph.expr import Symbol, toposort
+from superopt.mugraph.program import Config
+from superopt.search.driver import Candidate, predict_at
+from superopt.search.space import Sizes
+
+WITHIN = 1.03  # times a size's best: nearer is the same bucket
+STEP = 4  # between neighbours of the lattice
+
+
+def lattice(symbols: Sequence[Symbol], tuned: Sequence[Sizes]) -> list[Sizes]:
+    """Sizes between the least of the range and the largest tuned, but for the tuned, in order.
+
+    B in 1..4096, tuned for 16 and 4096, gives B=1, 4, 64, 256 and 1024; several symbols, nothing.
+    """
+    if len(symbols) != 1:
+        return []
+    (s,) = symbols
+    most = max(dict(sizes)[s.name] for sizes in tuned)
+    points: list[Sizes] = [((s.name, size),) for size in _powers(max(s.low, 1), most)]
+    return [p for p in points if p not in tuned]
+
+
+def _powers(low: int, most: int) -> list[int]:
+    found = []
+    while low < most:
+        found.append(low)
+        low *= STEP
+    return found
+
+
+def by_volume(sizes: Sizes) -> tuple[int, Sizes]:
+    """The order of a table's rows."""
+    return prod(size for _, size in sizes), sizes
+
+
+def row_for(sizes: Sizes, rows: Iterable[Sizes]) -> Sizes:
+    """The row that a call of these sizes takes: the first whose limits hold, else the last."""
+    ordered = sorted(rows, key=by_volume)
+    wanted = dict(sizes)
+    for row in ordered:
+        if all(wanted.get(name, 0) <= limit for name, limit in row):
+            return row
+    return ordered[-1]
+
+
+def needed(
+    points: Sequence[Sizes], tuned: Sequence[Sizes], time: Callable[[Sizes, Sizes], float]
+) -> list[Sizes]:
+    """The lattice's points that keep a row. `time(p, row)`: microseconds of p as `row` runs it.
+
+    Rows go, the smallest first, where all that they serve stays within WITHIN of its best.
+    """
+    rows = [*points, *tuned]
+    for candidate in points:
+        rest = [r for r in rows if r != candidate]
+        served = [p for p in points if row_for(p, rows) == candidate]
+        if all(time(p, row_for(p, rest)) <= WITHIN * time(p, p) for p in served):
+            rows = rest
+    return [r for r in rows if r not in tuned]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a kernel.py runs for sizes up to some limits."""
+
+    sizes: Sizes
+    candidate: Candidate
+    configs: tuple[Config, ...]
+
+    def time_us(self, sizes: Sizes, profile: Profile) -> float:
+        return predict(self.candidate.graph, self.configs, dict(sizes), profile).time_us
+
+
+def _looped(rows: Sequence[Row]) -> bool:
+    """Whether a µGraph loops over a symbol, or holds an axis of its length."""
+    branches = [b for r in rows for k in r.candidate.graph.kernels for b in k.branches]
+    axes = [a for b in branches for a in b.axes if b.role(a) not in ("program", "grid")]
+    return any(node.op == "sym" for a in axes for node in toposort(a.extent))
+
+
+def more_rows(
+    tuned: Sequence[Row],
+    symbols: Sequence[Symbol],
+    profile: Profile,
+    refused: Collection[tuple[int, Sizes]],
+) -> list[tuple[Sizes, Candidate]]:
+    """Rows beside the tuned, each with the fastest of their µGraphs there, configured in its `at`.
+
+    `refused`: µGraphs, by id of the candidate, that no configuration was found for at some sizes.
+    """
+    known = [r.sizes for r in tuned]
+    if any(s.name not in dict(sizes) for s in symbols for sizes in known) or _looped(tuned):
+        return []
+    candidates = list({id(r.candidate): r.candidate for r in tuned}.values())
+    rows = {r.sizes: r for r in tuned}
+    for point in lattice(symbols, known):
+        for c in candidates:
+            if point not in c.at and (found := predict_at(c.graph, point, profile)) is not None:
+                c.at[point] = found
+        able = [c for c in candidates if point in c.at and (id(c), point) not in refused]
+        if able:
+            best = min(able, key=lambda c: c.at[point][1].time_us)
+            rows[point] = Row(point, best, best.at[point][0])
+
+    @cache
+    def time(sizes: Sizes, row: Sizes) -> float:
+        return rows[row].time_us(sizes, profile)
+
+    points = [sizes for sizes in rows if sizes not in known]
+    return [(sizes, rows[sizes].candidate) for sizes in needed(points, known, time)]
