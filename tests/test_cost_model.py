@@ -13,12 +13,14 @@ from programs import traced
 import superopt.cost_model.profile as profile_module
 from superopt.cost_model.baselines import baselines, greedy_groups
 from superopt.cost_model.configs import ranked
-from superopt.cost_model.model import KernelModel
+from superopt.cost_model.model import KernelModel, Space
 from superopt.cost_model.profile import load_profile, targets
 from superopt.emit.compile import TARGETS
 from superopt.errors import UsageError
 from superopt.mugraph.program import Config
+from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, search_program
+from superopt.spec import Tensor, spec
 
 H200 = load_profile("h200")
 PROFILES = Path(profile_module.__file__).parent / "profiles"
@@ -114,3 +116,19 @@ def test_greedy_keeps_a_value_that_is_returned() -> None:
 
     program = traced(both, x=(64, 64))
     assert baselines(program, {}, H200)["greedy"].bytes == 3 * 64 * 64 * 4
+
+
+def test_of_equally_fast_loops_that_with_fewest_roundings_is_taken() -> None:
+    """Welford's sums are rounded once a turn; a row's 16 turns and 256 take the same time."""
+    rows = spec(x=Tensor(1024, 262144), dtype=torch.float32)(lambda x: x.var(-1))
+    program = trace(rows).program
+    found = search_program(program, Options(H200, ((),))).candidates[0]
+    (kernel,) = found.graph.kernels
+    model = KernelModel(kernel, {}, H200)
+    best, *others = ranked(model)
+
+    def turns(config: Config) -> float:
+        return float(model.costs(Space.of(config)).turns[0])
+
+    close = [c for c, p in others if p.time_us <= best[1].time_us * 1.02]
+    assert turns(best[0]) == min(map(turns, (best[0], *close))) < max(map(turns, close))

@@ -14,7 +14,8 @@ from superopt.mugraph.program import Config
 LARGEST_TILE = 16384
 MOST_CONFIGS = 20_000  # of one kernel, predicted at once; options are thinned beyond
 KEPT = 24
-INDIFFERENT = 1.05  # the model cannot tell times apart below this ratio: bytes * flops decide
+INDIFFERENT = 1.05  # the model cannot tell times apart below this ratio: how seldom an accumulator
+# is rounded decides, then bytes * flops
 
 Ranked = list[tuple[Config, Prediction]]
 
@@ -90,7 +91,8 @@ def _order(costs: Costs, size: int) -> list[int]:
         return []
     seconds = np.broadcast_to(costs.seconds, (size,))[fits]
     work = np.broadcast_to(costs.moved * np.maximum(costs.flops, 1), (size,))[fits]
+    turns = np.broadcast_to(costs.turns, (size,))[fits]
     close = seconds <= seconds.min() * INDIFFERENT
-    keys = (fits, np.where(close, work, seconds), ~close)  # the last is the first to decide
-    rounded = (keys[0], np.round(keys[1], 12), keys[2])
-    return [int(fits[n]) for n in np.lexsort(rounded)]
+    rest = np.round(np.where(close, work, seconds), 12)
+    keys = (fits, rest, np.where(close, turns, 0.0), ~close)  # the last is the first to decide
+    return [int(fits[n]) for n in np.lexsort(keys)]

@@ -76,7 +76,8 @@ class Made:
 @dataclass
 class Costs:
     """Arrays over a space. `fits`: worth compiling; `resident`: programs of a multiprocessor;
-    `times`: seconds by resource, with the launch and what the busiest does not hide."""
+    `turns`: of loops that round an accumulator of a row at each; `times`: seconds by resource,
+    with the launch and what the busiest does not hide."""
 
     fits: Flags
     seconds: Numbers
@@ -87,6 +88,7 @@ class Costs:
     programs: Numbers
     resident: Numbers
     waves: Numbers
+    turns: Numbers
     times: dict[str, Numbers]
 
 
@@ -167,7 +169,24 @@ class KernelModel:
         times["unhidden"] = unhidden
         fits = fits & (shared <= p.shared_bytes_per_program)
         total = times["launch"] + busiest + unhidden
-        return Costs(fits, total, requested, moved, distinct, flops, count, resident, waves, times)
+        turns = self._turns(pairs)
+        return Costs(
+            fits, total, requested, moved, distinct, flops, count, resident, waves, turns, times
+        )
+
+    @staticmethod
+    def _turns(pairs: list[tuple[ft.Features, ft.Shape]]) -> Numbers:
+        """How often an accumulator that follows another is updated; with dots it is not counted.
+
+        Each update rounds it once more: sums of a tile are kept lane by lane until the loop ends,
+        but what a moving statistic rescales is one number a row.
+        """
+        most = np.ones(1)
+        for f, s in pairs:
+            looped = [a for a, role in f.roles.items() if role == "loop"]
+            if f.online and not f.dots and looped:
+                most = np.maximum(most, np.prod([s.count(a) for a in looped], axis=0))
+        return most
 
     def _together(
         self, times: Mapping[str, Numbers], reread: Numbers, warps: Numbers
