@@ -61,7 +61,16 @@ def search(
     time_limit: Annotated[
         float | None, typer.Option(help="Stop each spec's search after so many seconds.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes that search.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes that search: 1, or with --ray all CPUs.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Search on Ray: local, auto or HOST:PORT.", metavar="ADDRESS"),
+    ] = None,
+    task_limit: Annotated[
+        float, typer.Option(help="Set a task aside that takes more seconds, three times.")
+    ] = 1800.0,
     top: Annotated[int, typer.Option(help="Candidates kept for each size.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the random inputs of the checks.")] = 0,
     exhaustive: Annotated[
@@ -86,7 +95,17 @@ def search(
         from superopt.spec import load_specs
 
         settings = Settings(
-            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe, resume
+            target,
+            time_limit,
+            jobs,
+            top,
+            seed,
+            exhaustive,
+            precision,
+            allow_unsafe,
+            resume,
+            ray,
+            task_limit,
         )
         specs = load_specs(*_split(where))
         codes = [_search_one(spec, settings, out, as_json) for spec in specs]
@@ -133,8 +152,8 @@ def _progress(name: str) -> Iterator[Any]:
         return
     with Status(f"{name}: tracing", console=console) as status:
 
-        def show(seconds: float, seen: int, best: str) -> None:
-            status.update(f"{name}: {seconds:.1f} s, {seen} candidates, best {best}")
+        def show(now: Any) -> None:
+            status.update(f"{name}: {now}")
 
         yield show
 

@@ -10,7 +10,7 @@ import inspect
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,15 @@ from superopt.search.driver import (
     Candidate,
     Options,
     Outcome,
-    Progress,
     choices,
     search_program,
     to_choice,
 )
-from superopt.search.space import Sizes
+from superopt.search.executor import Executor, InProcess
+from superopt.search.found import Sizes
+from superopt.search.pool import ProcessPool
+from superopt.search.ray_cluster import RayExecutor
+from superopt.search.scheduler import TASK_LIMIT_S, Progress
 from superopt.spec import Spec
 from superopt.verify import (
     GateResult,
@@ -57,20 +60,25 @@ LIGHTER = (1.0, 0.5, 0.25, 0.25)  # what the next configuration tried may do of 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a call may choose. Seconds for `time_limit`; `top` candidates are kept.
+    """What a call may choose. Seconds for the limits; `top` candidates are kept.
+
+    `jobs`: processes that search, by default one, or with `ray` (local, auto or HOST:PORT) as many
+    as the cluster has room for. `task_limit`: a part of the search that takes longer is stopped.
 
     Raises UsageError where a value is not allowed.
     """
 
     target: str = "h200"
     time_limit: float | None = None
-    jobs: int = 1
+    jobs: int | None = None
     top: int = 8
     seed: int = 0
     exhaustive: bool = False
     precision: str = "ieee"
     allow_unsafe: bool = False
     resume: bool = False
+    ray: str | None = None
+    task_limit: float = TASK_LIMIT_S
 
     def __post_init__(self) -> None:
         load_profile(self.target)
@@ -79,10 +87,20 @@ class Settings:
                 f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}"
             )
         for name in ("jobs", "top"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise UsageError(f"time limit is {self.time_limit} s; a positive time is needed")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; at least 1 is needed")
+        for name in ("time_limit", "task_limit"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                title = name.replace("_", " ")
+                raise UsageError(f"{title} is {value} s; a positive time is needed")
+
+    def executor(self) -> Executor:
+        """What runs the tasks, not started yet."""
+        if self.ray is not None:
+            return RayExecutor(self.ray, self.jobs)
+        return InProcess() if self.jobs in (None, 1) else ProcessPool(self.jobs)
 
 
 @dataclass(frozen=True)
@@ -167,10 +185,12 @@ def find_kernel(
     settings: Settings,
     progress: Progress | None = None,
     journal: Path | None = None,
+    executor: Executor | None = None,
 ) -> Run:
     """Search, and settle on the best candidates that pass. The run has no source where none did.
 
     `journal`: a file in which the search keeps its finished tasks, for `settings.resume`.
+    `executor`: what runs the search's tasks, in place of what `settings` ask for; it stays open.
     Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
     """
     profile = load_profile(settings.target)
@@ -184,14 +204,16 @@ def find_kernel(
             profile,
             sizes,
             settings.time_limit,
-            settings.jobs,
             settings.top,
             settings.exhaustive,
             settings.allow_unsafe,
             journal,
             settings.resume,
+            settings.task_limit,
         )
-        outcome = search_program(traced.program, options, progress)
+        with ExitStack() as stack:
+            own = executor or stack.enter_context(settings.executor())
+            outcome = search_program(traced.program, options, progress, own)
         known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
         run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
         run.seconds["trace"] = traced_in

@@ -20,7 +20,7 @@ from superopt.mugraph.serialize import to_json
 from superopt.mugraph.text import inline, parse_graph, show_schedule
 from superopt.pipeline import Draft, Run, at_sizes, count, describe_config
 from superopt.search.driver import Candidate
-from superopt.search.space import Sizes
+from superopt.search.found import Sizes
 from superopt.verify import PROOF_ASSUMES, SpecShape, Verdict
 from superopt.verify.rounding import sum_bounds
 
@@ -120,6 +120,7 @@ def _search(run: Run) -> Json:
         # the worst of the hostile inputs
         "refused_forms": o.refused,
         "shifts": o.laws,
+        "set_aside": o.set_aside,  # tasks that could not be done, and why
     }
 
 

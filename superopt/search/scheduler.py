@@ -1,0 +1,218 @@
+"""Which tasks run next, and what becomes of those whose worker is gone.
+
+Tasks come from sources, one a program; the source that has had least of the workers' time goes
+first. Small tasks travel together, so that sending them costs little; the fewer are left, the
+smaller the batches, down to single tasks, so that workers end together. A source must not care
+which of its tasks ends first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from superopt.search.executor import Batch, Executor, Reply
+from superopt.search.tasks import Kind, Task
+
+COARSE_S = 0.5  # a batch is expected to take no longer
+MOST_KILLS = 3  # a task that has ended so many workers is set aside
+WAIT_S = 0.25  # between looks at the clock
+TASK_LIMIT_S = 1800.0
+SMOOTHING = 0.2  # weight of the newest duration in the mean of its kind
+
+
+class Source(Protocol):
+    """A search as the scheduler sees it: tasks in order of promise, and what to do with results."""
+
+    @property
+    def setup(self) -> str:
+        """What a worker must know to do its tasks."""
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks could be taken now."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it wants no more: all done, or stopped."""
+
+    def take(self) -> Task | None: ...
+
+    def argument(self, task: Task) -> Any: ...
+
+    def finish(self, results: Sequence[tuple[Task, Any]]) -> None: ...
+
+    def set_aside(self, task: Task, why: str) -> None: ...
+
+    def fail(self, error: Exception) -> None:
+        """A task raised `error`: end, or raise it."""
+
+    def status(self) -> Progressed: ...
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """What a source has done: of `cuts`, `cuts_done`; `best` names the best found so far."""
+
+    enumerated: int
+    best: str
+    cuts: int
+    cuts_done: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a search goes, for people. `left_s`: an estimate, None before there is one."""
+
+    seconds: float
+    enumerated: int
+    best: str
+    queued: int
+    running: int
+    done: int
+    workers: int
+    left_s: float | None
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.seconds:.1f} s, {self.enumerated} candidates, best {self.best}; "
+            f"tasks: {self.queued} queued, {self.running} running, {self.done} done; "
+            f"{self.workers} workers"
+        )
+        return text if self.left_s is None else f"{text}; about {self.left_s:.0f} s left"
+
+
+Progress = Callable[[Status], None]
+
+
+@dataclass
+class _Running:
+    source: Source
+    tasks: list[Task]
+    since: float
+    stopped: bool = False  # for taking too long
+
+
+@dataclass
+class Scheduler:
+    """Runs sources' tasks on an executor. `durations` has every task's kind and seconds."""
+
+    executor: Executor
+    task_limit: float = TASK_LIMIT_S
+    progress: Progress | None = None
+    durations: list[tuple[str, float]] = field(default_factory=list)
+    _spent: dict[int, float] = field(default_factory=dict)  # seconds of workers, by source
+    _mean: dict[str, float] = field(default_factory=dict)  # seconds, by kind
+    _again: list[tuple[Source, Task]] = field(default_factory=list)  # one batch each
+    _kills: dict[tuple[int, Task], int] = field(default_factory=dict)
+    _running: dict[int, _Running] = field(default_factory=dict)
+    _batches: int = 0
+
+    def run(self, sources: Sequence[Source]) -> None:
+        """Until all sources are over. Their batches that still run are then stopped."""
+        start = time.monotonic()
+        self.executor.start()
+        try:
+            while not all(s.over for s in sources):
+                self._fill(sources)
+                for reply in self.executor.wait(WAIT_S):
+                    self._take_in(reply)
+                self._stop_late()
+                if self.progress is not None:
+                    self.progress(self._status(sources, time.monotonic() - start))
+        finally:
+            for number in list(self._running):
+                self.executor.stop(number)
+            self._running.clear()
+
+    # -- sending --------------------------------------------------------------------------------
+
+    def _fill(self, sources: Sequence[Source]) -> None:
+        while self.executor.idle():
+            chosen = self._next(sources)
+            if chosen is None:
+                return
+            source, tasks = chosen
+            calls = tuple((t.kind.function, source.setup, source.argument(t)) for t in tasks)
+            self._batches += 1
+            self._running[self._batches] = _Running(source, tasks, time.monotonic())
+            self.executor.submit(Batch(self._batches, calls))
+
+    def _next(self, sources: Sequence[Source]) -> tuple[Source, list[Task]] | None:
+        while self._again:
+            source, task = self._again.pop(0)
+            if not source.over:
+                return source, [task]
+        for source in sorted(sources, key=lambda s: self._spent.get(id(s), 0.0)):
+            if not source.over and (tasks := self._batch(source)):
+                return source, tasks
+        return None
+
+    def _batch(self, source: Source) -> list[Task]:
+        share = max(1, source.waiting // max(1, 2 * self.executor.workers()))
+        tasks: list[Task] = []
+        expected = 0.0
+        while len(tasks) < share and expected < COARSE_S and (task := source.take()) is not None:
+            tasks.append(task)
+            expected += self._expected(task.kind)
+        return tasks
+
+    def _expected(self, kind: Kind) -> float:
+        return self._mean.get(kind.name, kind.seconds)
+
+    # -- receiving ------------------------------------------------------------------------------
+
+    def _take_in(self, reply: Reply) -> None:
+        running = self._running.pop(reply.number, None)
+        if running is None:
+            return  # of a search that is over
+        source, spent = running.source, time.monotonic() - running.since
+        self._spent[id(source)] = self._spent.get(id(source), 0.0) + spent
+        if source.over:
+            return
+        if reply.error is not None:
+            source.fail(reply.error)
+        elif reply.lost:
+            late = f"did not end in {self.task_limit:g} s" if running.stopped else ""
+            for task in running.tasks:
+                self._lost(source, task, late or f"its worker {reply.lost}")
+        else:
+            pairs = list(zip(running.tasks, reply.results, strict=True))
+            for task, (_, seconds) in pairs:
+                mean = self._expected(task.kind)
+                self._mean[task.kind.name] = mean + SMOOTHING * (seconds - mean)
+                self.durations.append((task.kind.name, seconds))
+            source.finish([(task, result) for task, (result, _) in pairs])
+
+    def _lost(self, source: Source, task: Task, why: str) -> None:
+        kills = self._kills[id(source), task] = self._kills.get((id(source), task), 0) + 1
+        if kills < MOST_KILLS:
+            self._again.append((source, task))  # alone: the others of its batch may be innocent
+        else:
+            source.set_aside(task, f"{why}, {kills} times")
+
+    def _stop_late(self) -> None:
+        now = time.monotonic()
+        for number, running in self._running.items():
+            if not running.stopped and now - running.since > self.task_limit:
+                running.stopped = True
+                self.executor.stop(number)
+
+    # -- saying ---------------------------------------------------------------------------------
+
+    def _status(self, sources: Sequence[Source], seconds: float) -> Status:
+        told = [s.status() for s in sources]
+        cuts, cuts_done = sum(t.cuts for t in told), sum(t.cuts_done for t in told)
+        best = told[0].best if len(told) == 1 else f"of {cuts_done} of {cuts} cuts"
+        return Status(
+            seconds,
+            sum(t.enumerated for t in told),
+            best,
+            sum(s.waiting for s in sources) + len(self._again),
+            sum(len(r.tasks) for r in self._running.values()),
+            len(self.durations),
+            self.executor.workers(),
+            seconds / cuts_done * (cuts - cuts_done) if cuts_done else None,
+        )
