@@ -28,7 +28,7 @@ app = typer.Typer(
 EXIT_FAILED = CheckFailed.exit_code
 
 Where = Annotated[
-    str, typer.Argument(metavar="FILE[:NAME]", help="A spec file; NAME: one of its specs.")
+    list[str], typer.Argument(metavar="FILE[:NAME]...", help="Spec files; NAME: one of its specs.")
 ]
 Rehearse = Annotated[
     bool, typer.Option("--rehearse", help="On the CPU, tiny, the clock stubbed: measures nothing.")
@@ -89,7 +89,10 @@ def search(
         bool, typer.Option("--json", help="Print the reports as JSON, one a line.")
     ] = False,
 ) -> None:
-    """Search a kernel for each spec of FILE, and write kernel.py, report.json and proof.json."""
+    """Search a kernel for each spec of the files; write kernel.py, report.json and proof.json.
+
+    Several specs are searched together.
+    """
     with errors_reported():
         from superopt.pipeline import Settings
         from superopt.spec import load_specs
@@ -107,9 +110,12 @@ def search(
             ray,
             task_limit,
         )
-        specs = load_specs(*_split(where))
-        codes = [_search_one(spec, settings, out, as_json) for spec in specs]
-    raise typer.Exit(max(codes))
+        specs = [spec for one in where for spec in load_specs(*_split(one))]
+        if len(specs) == 1:
+            code = _search_one(specs[0], settings, out, as_json)
+        else:
+            code = _search_all(specs, settings, out, as_json)
+    raise typer.Exit(code)
 
 
 def _split(where: str) -> tuple[Path, str | None]:
@@ -123,7 +129,7 @@ def _split(where: str) -> tuple[Path, str | None]:
 def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
     from superopt.api import nothing_passed
     from superopt.pipeline import find_kernel
-    from superopt.report import build_report, check_writable, to_text, write_folder
+    from superopt.report import build_report, check_writable, write_folder
 
     check_writable(out, spec.name)
     journal = out / spec.name / "journal.jsonl"
@@ -132,15 +138,39 @@ def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
     folder = write_folder(run, out)
     if run.stop_reason == "exhausted":
         journal.unlink(missing_ok=True)  # nothing is left to resume
-    report = build_report(run)
-    if as_json:
-        print(to_text(report | {"folder": str(folder)}))
-    else:
-        _print_report(report, folder)
+    _say(build_report(run), folder, as_json)
     if run.source:
         return 0
     print(f"error: {nothing_passed(run)}", file=sys.stderr)
     return EXIT_FAILED
+
+
+def _search_all(specs: list[Any], settings: Any, out: Path, as_json: bool) -> int:
+    from superopt.portfolio import search_all
+    from superopt.report import check_writable
+
+    for spec in specs:
+        check_writable(out, spec.name)
+    with _progress(f"{len(specs)} specs") as progress, settings.executor() as executor:
+        finished = search_all(specs, settings, out, executor, progress)
+    for one in finished:
+        if one.report is not None:
+            _say(one.report, one.folder, as_json)
+    if not as_json:
+        _print_summary(finished)
+    for one in finished:
+        if one.error is not None:
+            print(f"error: {one.error}", file=sys.stderr)
+    return max(0 if one.error is None else one.error.exit_code for one in finished)
+
+
+def _say(report: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from superopt.report import to_text
+
+    if as_json:
+        print(to_text(report | {"folder": str(folder)}))
+    else:
+        _print_report(report, folder)
 
 
 @contextmanager
@@ -173,6 +203,23 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     console.print(table)
     for line in summary(report, folder):
         console.print(line, markup=False)
+
+
+def _print_summary(finished: list[Any]) -> None:
+    """A line a spec: predicted, of its first size; how its search ended; the verdict."""
+    table = Table()
+    for title in ("spec", "kernels", "as written us", "found us", "search", "verdict"):
+        table.add_column(title, justify="right" if title.endswith(("us", "kernels")) else "left")
+    for one in finished:
+        best = one.report and one.report["best"]
+        if not best:
+            table.add_row(one.name, "", "", "", "", "no kernel")
+            continue
+        written = one.report["baselines"]["unfused"]["time_us"]
+        times = (f"{written:.1f}", f"{best['time_us']:.1f}")
+        reason = one.report["search"]["stop_reason"]
+        table.add_row(one.name, str(best["launches"]), *times, reason, best["verdict"])
+    Console(highlight=False, soft_wrap=True).print(table)
 
 
 @app.command()

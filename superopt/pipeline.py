@@ -193,34 +193,47 @@ def find_kernel(
     `executor`: what runs the search's tasks, in place of what `settings` ask for; it stays open.
     Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
     """
-    profile = load_profile(settings.target)
-    with Worker() as worker, Compiler() as compiler, Proving() as proving:
-        worker.start()  # it loads torch while we search
+    with Helpers.started() as helpers:
         start = time.monotonic()
         traced = trace(spec)
         traced_in = time.monotonic() - start
-        sizes = tuned_sizes(traced.program, spec)
-        options = Options(
-            profile,
-            sizes,
-            settings.time_limit,
-            settings.top,
-            settings.exhaustive,
-            settings.allow_unsafe,
-            journal,
-            settings.resume,
-            settings.task_limit,
-        )
+        options = options_for(spec, settings, traced.program, journal)
         with ExitStack() as stack:
             own = executor or stack.enter_context(settings.executor())
             outcome = search_program(traced.program, options, progress, own)
-        known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
-        run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
-        run.seconds["trace"] = traced_in
-        try:
-            _settle(run, Helpers(worker, compiler, proving))
-        except KeyboardInterrupt:
-            run.stop_reason = "interrupted"
+        run = settle(spec, settings, traced, outcome, helpers)
+    run.seconds = {"trace": traced_in} | run.seconds
+    return run
+
+
+def options_for(
+    spec: Spec, settings: Settings, program: Program, journal: Path | None = None
+) -> Options:
+    """The search that settings ask for."""
+    return Options(
+        load_profile(settings.target),
+        tuned_sizes(program, spec),
+        settings.time_limit,
+        settings.top,
+        settings.exhaustive,
+        settings.allow_unsafe,
+        journal,
+        settings.resume,
+        settings.task_limit,
+    )
+
+
+def settle(
+    spec: Spec, settings: Settings, traced: Traced, outcome: Outcome, helpers: Helpers
+) -> Run:
+    """Check, emit, compile, gate and prove what a search found, best first, until one passes."""
+    profile, sizes = load_profile(settings.target), tuned_sizes(traced.program, spec)
+    known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
+    run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
+    try:
+        _settle(run, helpers)
+    except KeyboardInterrupt:
+        run.stop_reason = "interrupted"
     return run
 
 
@@ -250,6 +263,13 @@ class Helpers:
     worker: Worker
     compiler: Compiler
     proving: Proving
+
+    @staticmethod
+    @contextmanager
+    def started() -> Iterator[Helpers]:
+        with Worker() as worker, Compiler() as compiler, Proving() as proving:
+            worker.start()  # it loads torch while we search
+            yield Helpers(worker, compiler, proving)
 
 
 class Slower(Exception):

@@ -312,11 +312,20 @@ def build_proof(run: Run) -> Json:
 
 def write_folder(run: Run, out: Path) -> Path:
     """Write OUT/NAME/ and return it. Raises UsageError where that cannot be written."""
-    folder = out / run.spec.name
+    return write_files(out / run.spec.name, folder_files(run))
+
+
+def folder_files(run: Run) -> dict[str, str]:
+    """What a run's folder holds, by name."""
     files = {REPORT: to_text(build_report(run), indent=1) + "\n"}
     if run.source:
         files[KERNEL] = run.source
         files[PROOF] = to_text(build_proof(run)) + "\n"
+    return files
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> Path:
+    """Write a folder, without what an earlier run left. Raises UsageError where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (KERNEL, PROOF):  # of an earlier run: not this one's

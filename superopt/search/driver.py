@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from superopt.cost_model.configs import ranked
@@ -16,10 +16,11 @@ from superopt.cost_model.model import KernelModel, Prediction, total
 from superopt.cost_model.profile import Profile
 from superopt.errors import CheckFailed
 from superopt.mugraph.program import Choice, Config, KernelGraph, Program, symbols_of
+from superopt.mugraph.serialize import from_json, to_json
 from superopt.mugraph.text import print_graph
 from superopt.search.executor import Executor, InProcess
 from superopt.search.extract import Counts
-from superopt.search.found import Found, Sizes, varied
+from superopt.search.found import Found, Json, Sizes, decode_sizes, varied
 from superopt.search.frontier import Frontier
 from superopt.search.journal import Journal
 from superopt.search.naming import rename_axes
@@ -151,6 +152,38 @@ def conclude(
         seen.laws,
         dict(sorted(frontier.set_asides.items())),
     )
+
+
+# -- as plain data --------------------------------------------------------------------------------
+
+
+def encode_outcome(outcome: Outcome) -> Json:
+    plain = {f.name: getattr(outcome, f.name) for f in fields(outcome)}
+    plain |= {"saturation": asdict(outcome.saturation), "counts": asdict(outcome.counts)}
+    plain["candidates"] = [
+        {
+            "graph": to_json(c.graph),
+            "at": [[s, [to_json(x) for x in xs], asdict(p)] for s, (xs, p) in c.at.items()],
+        }
+        for c in outcome.candidates
+    ]
+    return plain
+
+
+def decode_outcome(data: Json) -> Outcome:
+    candidates = [
+        Candidate(
+            from_json(row["graph"]),
+            {
+                decode_sizes(s): (tuple(map(from_json, xs)), Prediction(**p))
+                for s, xs, p in row["at"]
+            },
+        )
+        for row in data["candidates"]
+    ]
+    saturation, counts = Saturation(**data["saturation"]), Counts(**data["counts"])
+    changed = {"candidates": candidates, "saturation": saturation, "counts": counts}
+    return Outcome(**{**data, **changed})
 
 
 # -- ranking --------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ the scheduler's.
 from __future__ import annotations
 
 import gc
-import os
 import resource
 import time
 import traceback
@@ -21,7 +20,7 @@ import superopt.errors
 from superopt.errors import SuperoptError, TaskFailed
 
 WORKER_MEMORY = 3 << 30  # bytes that a worker may allocate
-OUT_OF_MEMORY = 77  # a worker's exit code
+OUT_OF_MEMORY: tuple[str, Any] = ("out of memory", None)  # an answer
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Executor(ABC):
 
     @abstractmethod
     def stop(self, number: int) -> None:
-        """Kill the worker that has this batch: the batch is then lost."""
+        """Kill the worker that has this batch, if one has it still: the batch is then lost."""
 
     @abstractmethod
     def close(self) -> None:
@@ -138,14 +137,11 @@ def prepare_worker(memory: int) -> None:
 
 
 def guarded(state: dict[str, Any], batch: Batch) -> tuple[str, Any]:
-    """("done", results), or ("raised", what): exceptions do not all pickle.
-
-    Where memory is out the process ends: what it holds is of no more use.
-    """
+    """("done", results), OUT_OF_MEMORY, or ("raised", what): exceptions do not all pickle."""
     try:
         return "done", run_calls(state, batch)
     except MemoryError:
-        os._exit(OUT_OF_MEMORY)
+        return OUT_OF_MEMORY
     except Exception as error:
         own = type(error).__name__ if isinstance(error, SuperoptError) else ""
         return "raised", (own, str(error) if own else traceback.format_exc())

@@ -73,7 +73,7 @@ class Frontier:
         journal: Journal | None = None,
     ) -> None:
         self.space = space
-        self.setup = setup
+        self._setup = setup
         self.sizes = tuple(sizes)
         self.top = top
         self.journal = journal
@@ -128,6 +128,9 @@ class Frontier:
                 continue
             return task
         return None
+
+    def setup(self, task: Task) -> str:
+        return self._setup
 
     def argument(self, task: Task) -> Json:
         limit = self._limit

@@ -66,10 +66,6 @@ class ProcessPool(Executor):
     def workers(self) -> int:
         return len(self._workers)
 
-    @property
-    def pids(self) -> list[int]:
-        return [w.process.pid for w in self._workers if w.process.pid is not None]
-
     def idle(self) -> int:
         return sum(w.batch is None for w in self._workers)
 
@@ -92,8 +88,11 @@ class ProcessPool(Executor):
         except (EOFError, OSError):
             lost = self._bury(worker)
             return None if number is None else Reply(number, lost=lost)
-        worker.batch = None
         assert number is not None
+        if answer == OUT_OF_MEMORY:  # what it holds is of no more use
+            self._bury(worker)
+            return Reply(number, lost=f"ran out of its {self.memory >> 20} MiB")
+        worker.batch = None
         return to_reply(number, answer)
 
     def _bury(self, worker: _Worker) -> str:
@@ -102,12 +101,12 @@ class ProcessPool(Executor):
         worker.process.join()
         worker.pipe.close()
         code = worker.process.exitcode
-        if code == OUT_OF_MEMORY:
-            return f"ran out of its {self.memory >> 20} MiB"
         return f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
 
     def stop(self, number: int) -> None:
-        next(w for w in self._workers if w.batch == number).process.kill()
+        for worker in self._workers:
+            if worker.batch == number:
+                worker.process.kill()
 
     def close(self) -> None:
         for worker in list(self._workers):

@@ -81,7 +81,7 @@ class RayExecutor(Executor):
         self._grow()
 
     def workers(self) -> int:
-        return len(self._idle) + len(self._busy)
+        return len(self.pids)
 
     def idle(self) -> int:
         return len(self._idle)
@@ -106,8 +106,9 @@ class RayExecutor(Executor):
         return replies
 
     def stop(self, number: int) -> None:
-        actor = next(a for a, n in self._busy.values() if n == number)
-        self._ray.kill(actor)
+        for actor, has in self._busy.values():
+            if has == number:
+                self._ray.kill(actor)
 
     def close(self) -> None:
         if self._ray is None:
@@ -190,12 +191,16 @@ class RayExecutor(Executor):
         actor, number = self._busy.pop(call)
         try:
             answer = self._ray.get(call)
-        except self._ray.exceptions.RayError as error:
-            del self.pids[actor]
-            if not self.workers():
-                self._alone_since = time.monotonic()
-            if f"exit code {OUT_OF_MEMORY}" in str(error):
-                return Reply(number, lost=f"ran out of its {self.memory >> 20} MiB")
-            return Reply(number, lost="was killed, or its node")
+        except self._ray.exceptions.RayError:
+            return Reply(number, lost=self._bury(actor, "was killed, or its node"))
+        if answer == OUT_OF_MEMORY:  # what it holds is of no more use
+            return Reply(number, lost=self._bury(actor, f"ran out of its {self.memory >> 20} MiB"))
         self._idle.append(actor)
         return to_reply(number, answer)
+
+    def _bury(self, actor: Any, why: str) -> str:
+        self._ray.kill(actor)
+        del self.pids[actor]
+        if not self.workers():
+            self._alone_since = time.monotonic()
+        return why

@@ -27,10 +27,6 @@ class Source(Protocol):
     """A search as the scheduler sees it: tasks in order of promise, and what to do with results."""
 
     @property
-    def setup(self) -> str:
-        """What a worker must know to do its tasks."""
-
-    @property
     def waiting(self) -> int:
         """How many tasks could be taken now."""
 
@@ -39,6 +35,9 @@ class Source(Protocol):
         """Whether it wants no more: all done, or stopped."""
 
     def take(self) -> Task | None: ...
+
+    def setup(self, task: Task) -> str:
+        """What a worker must know beside the task's argument, the same for many tasks."""
 
     def argument(self, task: Task) -> Any: ...
 
@@ -135,7 +134,7 @@ class Scheduler:
             if chosen is None:
                 return
             source, tasks = chosen
-            calls = tuple((t.kind.function, source.setup, source.argument(t)) for t in tasks)
+            calls = tuple((t.kind.function, source.setup(t), source.argument(t)) for t in tasks)
             self._batches += 1
             self._running[self._batches] = _Running(source, tasks, time.monotonic())
             self.executor.submit(Batch(self._batches, calls))
