@@ -27,7 +27,6 @@ from superopt.search.driver import conclude, decode_outcome, encode_outcome, ope
 from superopt.search.executor import Executor
 from superopt.search.found import Json
 from superopt.search.frontier import Frontier
-from superopt.search.rules import Saturation
 from superopt.search.scheduler import Progress, Progressed, Scheduler
 from superopt.search.tasks import Kind, State, Task
 from superopt.spec import Spec, load_specs
@@ -100,7 +99,7 @@ class _Pursuit:
         self.described = describe(spec, settings)
         self._next: Task | None = Task(TRACE, (spec.name,))
         self._frontier: Frontier | None = None
-        self._search: tuple[Program, Saturation, float] | None = None
+        self._search: tuple[Program, float] | None = None
         self._outcome: Json = {}
 
     @property
@@ -170,17 +169,17 @@ class _Pursuit:
         assert isinstance(program, Program)
         journal = self.finished.folder / JOURNAL
         options = options_for(self.spec, self.settings, program, journal)
-        self._frontier, saturation = open_frontier(program, options, self.executor)
-        self._search = program, saturation, time.monotonic()
+        self._frontier = open_frontier(program, options)
+        self._search = program, time.monotonic()
 
     def _conclude(self) -> None:
         """Where the search is at its end, what it found is to be settled."""
         if self._frontier is None or self._search is None or not self._frontier.over:
             return
-        program, saturation, start = self._search
+        program, start = self._search
         options = options_for(self.spec, self.settings, program)
         try:
-            outcome = conclude(program, options, self._frontier, saturation)
+            outcome = conclude(program, options, self._frontier)
         except CheckFailed as error:
             self.fail(error)
             return

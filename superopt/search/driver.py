@@ -26,7 +26,7 @@ from superopt.search.journal import Journal
 from superopt.search.naming import rename_axes
 from superopt.search.rules import Saturation
 from superopt.search.scheduler import TASK_LIMIT_S, Progress, Scheduler
-from superopt.search.tasks import setup_of, space_of
+from superopt.search.tasks import setup_of
 
 SAME = 1.05  # two µGraphs whose predictions differ by less are not worth two kernels
 
@@ -94,22 +94,19 @@ def search_program(
     """
     start = time.monotonic()
     executor = executor or InProcess()
-    frontier, saturation = open_frontier(program, options, executor)
+    frontier = open_frontier(program, options)
     try:
         Scheduler(executor, options.task_limit, progress).run([frontier])
     except KeyboardInterrupt:
         frontier.stop_reason = "interrupted"
-    outcome = conclude(program, options, frontier, saturation)
+    outcome = conclude(program, options, frontier)
     outcome.seconds = time.monotonic() - start
     return outcome
 
 
-def open_frontier(
-    program: Program, options: Options, executor: Executor
-) -> tuple[Frontier, Saturation]:
-    """The tasks of a search, and how its algebra went."""
+def open_frontier(program: Program, options: Options) -> Frontier:
+    """The tasks of a search."""
     setup = setup_of(program, options.profile, options.allow_unsafe, options.exhaustive)
-    space, saturation = space_of(executor.state, setup)
     journal = None
     if options.journal is not None:
         journal = Journal.open(
@@ -118,12 +115,10 @@ def open_frontier(
             options.resume,
         )
     limit = options.time_limit
-    return Frontier(space, setup, options.sizes, options.top, limit, journal), saturation
+    return Frontier(setup, options.sizes, options.top, limit, journal)
 
 
-def conclude(
-    program: Program, options: Options, frontier: Frontier, saturation: Saturation
-) -> Outcome:
+def conclude(program: Program, options: Options, frontier: Frontier) -> Outcome:
     """What a search has found, ranked, at its end or where it was stopped."""
     found, seen = list(frontier.found()), frontier.seen()
     reason = frontier.stop_reason or ("time limit" if not seen.spent else "exhausted")
@@ -141,7 +136,7 @@ def conclude(
         _rank(found, options),
         0.0,
         reason,
-        saturation,
+        frontier.saturation,
         seen.counts,
         frontier.cuts,
         frontier.pruned,

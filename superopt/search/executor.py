@@ -45,10 +45,7 @@ class Reply:
 
 
 class Executor(ABC):
-    """Runs batches. `state` is what calls in this process keep; use as a context manager."""
-
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
+    """Runs batches. Use as a context manager."""
 
     def __enter__(self) -> Executor:
         return self
@@ -100,7 +97,7 @@ class InProcess(Executor):
     """Runs batches here, one after another. A task that hangs or crashes takes us along."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.state: dict[str, Any] = {}
         self._batch: Batch | None = None
 
     def start(self) -> None:

@@ -15,12 +15,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from math import inf, prod
+from math import inf
 from typing import Any
 
-from superopt.mugraph import index as ix
-from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.program import Program
 from superopt.search.found import (
     ALIKE,
     VARIANTS,
@@ -32,9 +29,8 @@ from superopt.search.found import (
     values_of,
 )
 from superopt.search.journal import Journal
-from superopt.search.partition import candidates, cuts, temporary
+from superopt.search.rules import Saturation
 from superopt.search.scheduler import Progressed
-from superopt.search.space import Space
 from superopt.search.tasks import ASSEMBLE, EXPLORE, PLAN, Seen, Task
 
 WORTH_KEEPING = 1.1  # times the uncut program's time: what takes longer is not worth a place
@@ -65,14 +61,12 @@ class Frontier:
 
     def __init__(
         self,
-        space: Space,
         setup: str,
         sizes: Sequence[Sizes],
         top: int,
         time_limit: float | None = None,
         journal: Journal | None = None,
     ) -> None:
-        self.space = space
         self._setup = setup
         self.sizes = tuple(sizes)
         self.top = top
@@ -94,6 +88,8 @@ class Frontier:
         self._unexplored: dict[tuple[Named, Sizes], set[int]] = {}  # parts not done yet
         self._partial: set[tuple[Named, Sizes]] = set()  # groups of which a part was set aside
         self._dropped: dict[tuple[Named, Sizes], list[Task]] = {}  # parts not wanted so far
+        self.saturation = Saturation("not run", 0, 0, 0, {})
+        self._bounds: list[Any] = []  # cuts, and the microseconds that each takes at least
         self._first: dict[Sizes, list[float]] = {}  # the uncut program's shortest times
         self._times: dict[Sizes, list[tuple[float, tuple[str, ...]]]] = {s: [] for s in self.sizes}
         self._push(Task(PLAN, ((),)), 0)
@@ -136,7 +132,7 @@ class Frontier:
         limit = self._limit
         left = None if limit is None else max(0.0, limit - (time.monotonic() - self._start))
         if task.kind is PLAN:
-            return {"cut": task.detail[0]}
+            return {"cut": task.detail[0], "sizes": self.sizes}
         if task.kind is EXPLORE:
             stores, known, part, sizes = task.detail
             return {
@@ -231,6 +227,9 @@ class Frontier:
 
     def _planned(self, cut: Cut, result: Json) -> None:
         cut.plans = result["plans"]
+        if not cut.classes:
+            self._bounds = result["cuts"]
+            self.saturation = Saturation(**result["saturation"])
         for (stores, known), parts in result["parts"]:
             group = tuple(stores), tuple(known)
             cut.groups.append(group)
@@ -287,16 +286,12 @@ class Frontier:
 
     def _open(self) -> None:
         """The cuts that may still earn a place beside the uncut program, cheapest bound first."""
-        space = self.space
-        largest = dict(max(self.sizes, key=lambda s: prod(v for _, v in s)))
-        outputs = [t.number for t in space.outputs]
-        classes = candidates(space.graph, outputs, largest, ideal_bytes(space.program, largest) / 2)
         bars = {s: self._first_bar(self._first.get(s, [])) for s in self.sizes}
         todo = []
-        for cut in cuts(classes)[1:]:
-            bounds = {s: _lower_bound(space, cut, s) for s in self.sizes}
+        for classes, at in self._bounds:
+            cut, bounds = tuple(classes), dict(zip(self.sizes, at, strict=True))
             if any(bounds[s] < bars[s] for s in self.sizes):
-                todo.append((sum(bounds.values()), cut, bounds))
+                todo.append((sum(at), cut, bounds))
             else:
                 self._pruned[cut] = None
         for rank, (_, cut, bounds) in enumerate(sorted(todo, key=lambda row: row[:2]), 1):
@@ -360,24 +355,3 @@ def describe(task: Task) -> str:
     stores, known, part = what
     loaded = f" from {', '.join(f'@{k}' for k in known)}" if known else ""
     return f"explore part {part} of {', '.join(stores)}{loaded}{at}"
-
-
-def _lower_bound(space: Space, cut: Numbers, sizes: Sizes) -> float:
-    """Microseconds that a cut takes at least: two launches, and its bytes at full bandwidth."""
-    p = space.profile
-    moved = ideal_bytes(space.program, dict(sizes))
-    for c in cut:
-        tensor = temporary(space.graph, c, None, ()).tensor
-        elements = prod(ix.value(e, dict(sizes)) for e in tensor.shape)
-        moved += 2 * elements * 2  # written and read once, in half precision at least
-    return (2 * (p.launch_s + p.dram_latency_s) + moved / p.dram_bytes_per_s) * 1e6
-
-
-def ideal_bytes(program: Program, sizes: dict[str, int]) -> float:
-    """Bytes of every input read once and every output written once."""
-    return float(
-        sum(
-            prod(ix.value(e, sizes) for e in t.shape) * DTYPES[t.dtype].bytes
-            for t in (*program.inputs, *program.outputs)
-        )
-    )

@@ -50,7 +50,6 @@ class ProcessPool(Executor):
     """`jobs` processes, each of which may allocate `memory` bytes."""
 
     def __init__(self, jobs: int, memory: int = WORKER_MEMORY) -> None:
-        super().__init__()
         self.jobs = jobs
         self.memory = memory
         self._workers: list[_Worker] = []
@@ -111,4 +110,3 @@ class ProcessPool(Executor):
     def close(self) -> None:
         for worker in list(self._workers):
             self._bury(worker)
-        self.state.clear()

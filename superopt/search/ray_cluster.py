@@ -61,7 +61,6 @@ class RayExecutor(Executor):
     def __init__(
         self, address: str = "local", workers: int | None = None, memory: int = WORKER_MEMORY
     ) -> None:
-        super().__init__()
         self.address = address
         self.count = workers
         self.memory = memory
@@ -120,7 +119,6 @@ class RayExecutor(Executor):
         if self._ours:
             self._ray.shutdown()
         self._ray = None
-        self.state.clear()
 
     # -- the cluster ------------------------------------------------------------------------------
 

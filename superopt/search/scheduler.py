@@ -96,7 +96,7 @@ class _Running:
 
 @dataclass
 class Scheduler:
-    """Runs sources' tasks on an executor. `durations` has every task's kind and seconds."""
+    """Runs sources' tasks on an executor. `durations` has every task's key and seconds."""
 
     executor: Executor
     task_limit: float = TASK_LIMIT_S
@@ -182,7 +182,7 @@ class Scheduler:
             for task, (_, seconds) in pairs:
                 mean = self._expected(task.kind)
                 self._mean[task.kind.name] = mean + SMOOTHING * (seconds - mean)
-                self.durations.append((task.kind.name, seconds))
+                self.durations.append((task.key, seconds))
             source.finish([(task, result) for task, (result, _) in pairs])
 
     def _lost(self, source: Source, task: Task, why: str) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any
 
 from superopt.cost_model.profile import Profile
+from superopt.mugraph import index as ix
+from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.program import Program, weights
 from superopt.mugraph.serialize import from_json, to_json
 from superopt.mugraph.text import inline
@@ -20,6 +23,7 @@ from superopt.search.egraph import EGraph
 from superopt.search.extract import Counts
 from superopt.search.found import (
     Json,
+    Sizes,
     decode_group,
     decode_option,
     decode_plan,
@@ -32,6 +36,7 @@ from superopt.search.found import (
 from superopt.search.normalise import normalise
 from superopt.search.observe import merge_equal
 from superopt.search.online import LoopAccuracy
+from superopt.search.partition import candidates, cuts, temporary
 from superopt.search.rules import Saturation, saturate
 from superopt.search.space import Space, Tally, Target
 
@@ -143,15 +148,52 @@ def space_of(state: State, setup: str) -> tuple[Space, Saturation]:
     return built
 
 
+def bounded_cuts(space: Space, sizes: Sequence[Sizes]) -> list[tuple[tuple[int, ...], list[float]]]:
+    """The program's cuts, smallest first, each with its bound from below at each size."""
+    largest = dict(max(sizes, key=lambda s: prod(v for _, v in s)))
+    outputs = [t.number for t in space.outputs]
+    most = ideal_bytes(space.program, largest) / 2
+    found = cuts(candidates(space.graph, outputs, largest, most))
+    return [(cut, [lower_bound(space, cut, s) for s in sizes]) for cut in found[1:]]
+
+
+def lower_bound(space: Space, cut: tuple[int, ...], sizes: Sizes) -> float:
+    """Microseconds that a cut takes at least: two launches, and its bytes at full bandwidth."""
+    p = space.profile
+    moved = ideal_bytes(space.program, dict(sizes))
+    for c in cut:
+        tensor = temporary(space.graph, c, None, ()).tensor
+        elements = prod(ix.value(e, dict(sizes)) for e in tensor.shape)
+        moved += 2 * elements * 2  # written and read once, in half precision at least
+    return (2 * (p.launch_s + p.dram_latency_s) + moved / p.dram_bytes_per_s) * 1e6
+
+
+def ideal_bytes(program: Program, sizes: dict[str, int]) -> float:
+    """Bytes of every input read once and every output written once."""
+    return float(
+        sum(
+            prod(ix.value(e, sizes) for e in t.shape) * DTYPES[t.dtype].bytes
+            for t in (*program.inputs, *program.outputs)
+        )
+    )
+
+
 # -- the tasks ------------------------------------------------------------------------------------
 
 
 def plan(state: State, setup: str, argument: Json) -> Json:
-    """The ways to group a cut's stores, and into how many parts each group's search falls."""
-    space, _ = space_of(state, setup)
+    """The ways to group a cut's stores, and into how many parts each group's search falls.
+
+    Of the uncut program also which `cuts` there are, with their bounds at each size.
+    """
+    space, saturation = space_of(state, setup)
     plans = space.plans(tuple(argument["cut"]))
     groups = dict.fromkeys(g for p in plans for stage in p for g in stage)
-    return {
+    whole: Json = {}
+    if not argument["cut"]:
+        sizes = [decode_sizes(s) for s in argument["sizes"]]
+        whole = {"cuts": bounded_cuts(space, sizes), "saturation": asdict(saturation)}
+    return whole | {
         "plans": [[[encode_group(g) for g in stage] for stage in p] for p in plans],
         "parts": [[encode_group(g), len(space.splits(g))] for g in groups],
         "seen": asdict(Seen()),
