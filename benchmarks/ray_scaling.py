@@ -5,8 +5,9 @@
     python benchmarks/ray_scaling.py --specs 20          so many specs together, on Ray of 2
 
 'seconds' run from workers that are up to ranked µGraphs; 'start' is what getting them up took;
-'task s' sums what tasks took in the workers. Every row is a process of its own. `--record` keeps
-the journal and each task's seconds, for cluster_simulation.py. Exits 1 where winners differ.
+'task s' and 'task cpu' sum what tasks took in the workers, 'driver cpu' what this process took.
+Every row is a process of its own. `--record` keeps the journal and each task's seconds, for
+cluster_simulation.py. Exits 1 where winners differ.
 """
 
 from __future__ import annotations
@@ -82,9 +83,10 @@ def measure(row: str, record: Path | None) -> dict[str, Any]:
     return {
         "start": start,
         "seconds": seconds,
-        "task s": sum(s for _, s in scheduler.durations),
+        "task s": sum(s for _, s, _ in scheduler.durations),
+        "task cpu": sum(used for *_, used in scheduler.durations),
         "tasks": len(scheduler.durations),
-        "longest": max(s for _, s in scheduler.durations),
+        "longest cpu": max(used for *_, used in scheduler.durations),
         "driver cpu": time.process_time(),
         "winner": hashlib.sha256(repr(winners).encode()).hexdigest()[:12],
         "us": [round(c.at[s][1].time_us, 2) for s, c in choices(outcome.candidates, sizes)],

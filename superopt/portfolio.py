@@ -1,8 +1,6 @@
 """Many specs at once: tracing, searches, checks and code of all of them are tasks of one scheduler.
 
-A few more specs are open at a time than there are workers, so that none waits; of those, the one
-that has had least of the workers' time goes first. Each has a report of its own, and one that fails
-does not stop the others.
+Each spec has a report of its own, and one that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -68,9 +66,7 @@ def search_all(
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two specs are called {name!r}; their results would share a folder")
-    executor.start()
-    opened: list[_Pursuit] = []
-    searches = [_Pursuit(s, settings, out / s.name, executor, opened) for s in specs]
+    searches = [_Pursuit(s, settings, out / s.name) for s in specs]
     try:
         Scheduler(executor, settings.task_limit, progress).run(searches)
     except KeyboardInterrupt:
@@ -85,15 +81,11 @@ def search_all(
 
 
 class _Pursuit:
-    """A `Source`: one spec, from its file to its folder. `opened`: those that are under way."""
+    """A `Source`: one spec, from its file to its folder."""
 
-    def __init__(
-        self, spec: Spec, settings: Settings, folder: Path, executor: Executor, opened: list[Any]
-    ) -> None:
+    def __init__(self, spec: Spec, settings: Settings, folder: Path) -> None:
         self.spec = spec
         self.settings = settings
-        self.executor = executor
-        self.opened = opened
         self.finished = Finished(spec.name, folder)
         self.over = False
         self.described = describe(spec, settings)
@@ -109,10 +101,6 @@ class _Pursuit:
         return self._frontier.waiting
 
     def take(self) -> Task | None:
-        if self not in self.opened:
-            if len(self.opened) > self.executor.workers() > 0:
-                return None
-            self.opened.append(self)
         if self._frontier is not None and not self._outcome:
             task = self._frontier.take()
             self._conclude()
@@ -210,8 +198,6 @@ class _Pursuit:
 
     def _end(self) -> None:
         self.over = True
-        if self in self.opened:
-            self.opened.remove(self)
 
 
 # -- in workers -----------------------------------------------------------------------------------

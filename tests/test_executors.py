@@ -157,7 +157,7 @@ class Recorder(InProcess):
         return (
             []
             if batch is None
-            else [scheduler.Reply(batch.number, [(None, 0.01)] * len(batch.calls))]
+            else [scheduler.Reply(batch.number, [(None, 0.01, 0.01)] * len(batch.calls))]
         )
 
 

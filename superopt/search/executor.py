@@ -33,13 +33,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reply:
-    """A batch's results with the seconds that each took, or why there are none.
+    """A batch's results, each with its seconds and the CPU's, or why there are none.
 
     `lost`: what became of the worker. `error`: what a call raised.
     """
 
     number: int
-    results: list[tuple[Any, float]] = field(default_factory=list)
+    results: list[tuple[Any, float, float]] = field(default_factory=list)
     lost: str = ""
     error: Exception | None = None
 
@@ -82,14 +82,14 @@ class Executor(ABC):
         """End all workers at once, and whatever was started for them."""
 
 
-def run_calls(state: dict[str, Any], batch: Batch) -> list[tuple[Any, float]]:
+def run_calls(state: dict[str, Any], batch: Batch) -> list[tuple[Any, float, float]]:
     """Do a batch's calls. `state` is the worker's own."""
     results = []
     for function, setup, argument in batch.calls:
         module, _, name = function.partition(":")
-        start = time.monotonic()
+        start, used = time.monotonic(), time.thread_time()
         result = getattr(import_module(module), name)(state, setup, argument)
-        results.append((result, time.monotonic() - start))
+        results.append((result, time.monotonic() - start, time.thread_time() - used))
     return results
 
 

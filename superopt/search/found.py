@@ -122,7 +122,10 @@ def _only(kernel: Kernel) -> Branch:
 
 
 def encode_found(found: Found) -> Json:
+    """With what it is ranked by, so that only those kept are read back."""
     return {
+        "time_us": found.prediction.time_us,
+        "values": values_of(found),
         "graph": to_json(found.graph),
         "sizes": found.sizes,
         "configs": [to_json(c) for c in found.configs],

@@ -26,7 +26,6 @@ from superopt.search.found import (
     Sizes,
     decode_found,
     decode_sizes,
-    values_of,
 )
 from superopt.search.journal import Journal
 from superopt.search.rules import Saturation
@@ -50,7 +49,7 @@ class Cut:
     plans: Any = None
     groups: list[Named] = field(default_factory=list)
     missing: dict[Sizes, set[Named]] = field(default_factory=dict)
-    found: dict[Sizes, list[Found]] = field(default_factory=dict)
+    found: dict[Sizes, list[Json]] = field(default_factory=dict)
 
 
 class Frontier:
@@ -190,10 +189,13 @@ class Frontier:
         return len(self._pruned)
 
     def found(self) -> Iterator[Found]:
-        """What was found, in an order that does not depend on the workers."""
+        """What may be kept, in an order that does not depend on the workers."""
+        bars = {s: round(self._bar(s), 4) for s in self.sizes}
         for cut in sorted(self._cuts.values(), key=lambda c: c.rank):
             for sizes in self.sizes:
-                yield from cut.found.get(sizes, ())
+                for f in cut.found.get(sizes, ()):
+                    if round(f["time_us"], 4) <= bars[sizes]:
+                        yield decode_found(f)
 
     def seen(self) -> Seen:
         total = Seen()
@@ -223,7 +225,7 @@ class Frontier:
             cut, sizes = self._cuts[task.detail[0]], task.detail[1]
             if not cut.classes:
                 self._first[sizes] = result["times"]
-            self._close(cut, sizes, [decode_found(f) for f in result["found"]])
+            self._close(cut, sizes, result["found"])
 
     def _planned(self, cut: Cut, result: Json) -> None:
         cut.plans = result["plans"]
@@ -270,12 +272,12 @@ class Frontier:
                 if not missing:
                     self._push(Task(ASSEMBLE, (cut.classes, sizes)), cut.rank)
 
-    def _close(self, cut: Cut, sizes: Sizes, found: list[Found]) -> None:
+    def _close(self, cut: Cut, sizes: Sizes, found: list[Json]) -> None:
         """The search of a cut at a size is at an end."""
         cut.found[sizes] = found
         cut.missing.pop(sizes, None)
         for f in found:
-            insort(self._times[sizes], (f.prediction.time_us, values_of(f)))
+            insort(self._times[sizes], (f["time_us"], tuple(f["values"])))
         if len(cut.found) < len(self.sizes):
             return
         self._left -= 1

@@ -1,7 +1,8 @@
 """Results of finished tasks, in a file that survives a kill, a cut and a full disk.
 
-A line a result: the CRC-32 of the rest, in hexadecimal, then JSON. Lines are appended and synced to
-the disk before anything builds on them. A line whose checksum is wrong counts as not written.
+A line a result: the CRC-32 of the rest, in hexadecimal, then JSON. A line whose checksum is wrong
+counts as not written. Lines are in the file before anything builds on them, so that a killed
+process loses none; they are synced to the disk once in SYNC_S: a loss of power may cost as much.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -19,6 +21,7 @@ from superopt.errors import JournalError
 from superopt.mugraph.program import Program
 from superopt.mugraph.serialize import to_json
 
+SYNC_S = 1.0
 FORMAT = 3  # to be raised where class numbers or results change their meaning
 
 
@@ -29,6 +32,7 @@ class Journal:
     path: Path
     key: str
     done: dict[str, Any] = field(default_factory=dict)
+    _synced: float = 0.0  # when it was, in monotonic seconds
 
     @staticmethod
     def open(path: Path, search: tuple[object, ...], resume: bool) -> Journal:
@@ -60,7 +64,7 @@ class Journal:
                 self.done[row["task"]] = row["result"]
 
     def record(self, results: Iterable[tuple[str, Any]]) -> None:
-        """Append results that are not there yet, and wait until the disk has them.
+        """Append results that are not there yet.
 
         Raises JournalError where that fails; the file is then as it was before.
         """
@@ -69,7 +73,10 @@ class Journal:
             return
         lines = b"".join(_line(self.key, task, result) for task, result in fresh.items())
         try:
-            _append(self.path, lines)
+            late = time.monotonic() - self._synced > SYNC_S
+            _append(self.path, lines, late)
+            if late:
+                self._synced = time.monotonic()
         except OSError as error:
             raise JournalError(self.path, error.strerror or str(error), len(self.done)) from error
         self.done.update(fresh)
@@ -88,7 +95,7 @@ def _checked(line: bytes) -> Any:
     return json.loads(text)
 
 
-def _append(path: Path, lines: bytes) -> None:
+def _append(path: Path, lines: bytes, sync: bool) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         before = os.fstat(file).st_size
@@ -96,7 +103,8 @@ def _append(path: Path, lines: bytes) -> None:
             left = memoryview(lines)
             while left:
                 left = left[os.write(file, left) :]
-            os.fsync(file)
+            if sync:
+                os.fsync(file)
         except OSError:
             os.ftruncate(file, before)  # no half of a line stays
             raise

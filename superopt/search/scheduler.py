@@ -1,9 +1,10 @@
 """Which tasks run next, and what becomes of those whose worker is gone.
 
-Tasks come from sources, one a program; the source that has had least of the workers' time goes
-first. Small tasks travel together, so that sending them costs little; the fewer are left, the
-smaller the batches, down to single tasks, so that workers end together. A source must not care
-which of its tasks ends first.
+Tasks come from sources, one a program, which are opened in their order as workers need them: few
+open ones keep what workers remember of programs small. Of the open ones, that which has had least
+of the workers' time goes first. Small tasks travel together, so that sending them costs little; the
+fewer are left, the smaller the batches, down to single tasks, so that workers end together. Sources
+must not care which of their tasks end first.
 """
 
 from __future__ import annotations
@@ -96,26 +97,29 @@ class _Running:
 
 @dataclass
 class Scheduler:
-    """Runs sources' tasks on an executor. `durations` has every task's key and seconds."""
+    """Runs sources' tasks on an executor. `durations`: each task's key, seconds, CPU seconds."""
 
     executor: Executor
     task_limit: float = TASK_LIMIT_S
     progress: Progress | None = None
-    durations: list[tuple[str, float]] = field(default_factory=list)
+    durations: list[tuple[str, float, float]] = field(default_factory=list)
     _spent: dict[int, float] = field(default_factory=dict)  # seconds of workers, by source
     _mean: dict[str, float] = field(default_factory=dict)  # seconds, by kind
+    _usual: float = COARSE_S  # seconds of a task of any kind
     _again: list[tuple[Source, Task]] = field(default_factory=list)  # one batch each
     _kills: dict[tuple[int, Task], int] = field(default_factory=dict)
     _running: dict[int, _Running] = field(default_factory=dict)
     _batches: int = 0
+    _open: list[Source] = field(default_factory=list)
+    _closed: list[Source] = field(default_factory=list)  # not yet opened
 
     def run(self, sources: Sequence[Source]) -> None:
         """Until all sources are over. Their batches that still run are then stopped."""
         start = time.monotonic()
         self.executor.start()
+        self._closed = list(sources)
         try:
-            while not all(s.over for s in sources):
-                self._fill(sources)
+            while self._fill():
                 for reply in self.executor.wait(WAIT_S):
                     self._take_in(reply)
                 self._stop_late()
@@ -128,29 +132,35 @@ class Scheduler:
 
     # -- sending --------------------------------------------------------------------------------
 
-    def _fill(self, sources: Sequence[Source]) -> None:
-        while self.executor.idle():
-            chosen = self._next(sources)
-            if chosen is None:
-                return
+    def _fill(self) -> bool:
+        """Give idle workers what there is; False where all sources are over."""
+        self._open = [s for s in self._open if not s.over]
+        waiting = sum(s.waiting for s in self._open)
+        enough = max(1.0, COARSE_S / self._usual) * self.executor.idle()
+        while self._closed and waiting < enough:
+            self._open.append(self._closed.pop(0))
+            waiting += self._open[-1].waiting
+        share = max(1, waiting // max(1, self.executor.workers()))
+        while self.executor.idle() and (chosen := self._next(share)) is not None:
             source, tasks = chosen
             calls = tuple((t.kind.function, source.setup(t), source.argument(t)) for t in tasks)
             self._batches += 1
             self._running[self._batches] = _Running(source, tasks, time.monotonic())
             self.executor.submit(Batch(self._batches, calls))
+        return bool(self._open) or bool(self._closed)
 
-    def _next(self, sources: Sequence[Source]) -> tuple[Source, list[Task]] | None:
+    def _next(self, share: int) -> tuple[Source, list[Task]] | None:
         while self._again:
             source, task = self._again.pop(0)
             if not source.over:
                 return source, [task]
-        for source in sorted(sources, key=lambda s: self._spent.get(id(s), 0.0)):
-            if not source.over and (tasks := self._batch(source)):
+        ready = [s for s in self._open if s.waiting]
+        for source in sorted(ready, key=lambda s: self._spent.get(id(s), 0.0)):
+            if not source.over and (tasks := self._batch(source, share)):
                 return source, tasks
         return None
 
-    def _batch(self, source: Source) -> list[Task]:
-        share = max(1, source.waiting // max(1, 2 * self.executor.workers()))
+    def _batch(self, source: Source, share: int) -> list[Task]:
         tasks: list[Task] = []
         expected = 0.0
         while len(tasks) < share and expected < COARSE_S and (task := source.take()) is not None:
@@ -167,7 +177,8 @@ class Scheduler:
         running = self._running.pop(reply.number, None)
         if running is None:
             return  # of a search that is over
-        source, spent = running.source, time.monotonic() - running.since
+        source = running.source
+        spent = sum(seconds for _, seconds, _ in reply.results)
         self._spent[id(source)] = self._spent.get(id(source), 0.0) + spent
         if source.over:
             return
@@ -179,11 +190,12 @@ class Scheduler:
                 self._lost(source, task, late or f"its worker {reply.lost}")
         else:
             pairs = list(zip(running.tasks, reply.results, strict=True))
-            for task, (_, seconds) in pairs:
+            for task, (_, seconds, used) in pairs:
                 mean = self._expected(task.kind)
                 self._mean[task.kind.name] = mean + SMOOTHING * (seconds - mean)
-                self.durations.append((task.key, seconds))
-            source.finish([(task, result) for task, (result, _) in pairs])
+                self._usual += SMOOTHING / 4 * (seconds - self._usual)
+                self.durations.append((task.key, seconds, used))
+            source.finish([(task, result) for task, (result, *_) in pairs])
 
     def _lost(self, source: Source, task: Task, why: str) -> None:
         kills = self._kills[id(source), task] = self._kills.get((id(source), task), 0) + 1
