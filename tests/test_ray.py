@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import searches
 from test_executors import assert_set_aside, misbehaving, one_by_one
-from test_journal import environment
+from test_journal import cut, environment, kill_after_progress
 from typer.testing import CliRunner
 
 from superopt import cli
@@ -24,7 +25,9 @@ from superopt.search.ray_cluster import RayExecutor
 from superopt.search.scheduler import Status
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+by_hand = pytest.mark.skipif(
+    os.environ.get("SUPEROPT_FAULTS") != "all", reason="takes long; SUPEROPT_FAULTS=all runs it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,7 @@ def test_a_task_that_always_crashes_is_set_aside(
         assert_set_aside(searches.run(ray), "its worker was killed, or its node")
 
 
+@by_hand
 def test_a_task_that_never_returns_is_set_aside(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +111,7 @@ def test_a_task_that_never_returns_is_set_aside(
         assert_set_aside(searches.run(ray, task_limit=6.0), "did not end in 6 s")
 
 
+@by_hand
 def test_a_worker_out_of_memory_counts_as_killed(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +212,29 @@ def test_a_driver_that_is_stopped_leaves_no_process(how: signal.Signals, tmp_pat
     searches.assert_same(searches.run(journal=journal, resume=True))
 
 
+@pytest.mark.slow
+@by_hand
+def test_a_driver_killed_ten_times_writes_the_same_kernel(tmp_path: Path) -> None:
+    """On Ray, its journal once cut at a random byte; it ends without Ray."""
+    seed = time.time_ns()
+    chance = random.Random(seed)
+    command = [sys.executable, "-m", "superopt.cli", "search", str(EXAMPLES / "attention.py")]
+    command += ["--out", str(tmp_path / "killed"), "--resume"]
+    journal = tmp_path / "killed" / "attention" / "journal.jsonl"
+    for turn in range(10):
+        killed = kill_after_progress([*command, "--ray", "local", "--jobs", "2"], journal, chance)
+        print(f"kill {turn}: {killed}, journal of {journal.stat().st_size} bytes")
+        assert killed, seed
+        if turn == 4:
+            cut(journal, chance)
+            print(f"cut to {journal.stat().st_size} bytes")
+    assert subprocess.run(command, env=environment()).returncode == 0, seed
+    alone = call("search", EXAMPLES / "attention.py", "--out", tmp_path / "alone")
+    assert alone.exit_code == 0, alone.output
+    kernels = [(tmp_path / n / "attention" / "kernel.py").read_bytes() for n in ("killed", "alone")]
+    assert kernels[0] == kernels[1], seed
+
+
 TWO_SPECS = """
 import torch
 import superopt
@@ -230,6 +258,7 @@ def broken(x):
 
 
 @pytest.mark.slow
+@by_hand
 def test_specs_together_give_the_kernels_that_they_give_alone(tmp_path: Path) -> None:
     """On Ray, traced and checked there too; one that fails does not stop the others."""
     (tmp_path / "a.py").write_text(TWO_SPECS)
