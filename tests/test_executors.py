@@ -14,6 +14,7 @@ import searches
 import torch
 from programs import traced
 
+import superopt
 from superopt.cost_model.profile import load_profile
 from superopt.errors import TaskFailed
 from superopt.search import frontier, scheduler
@@ -91,6 +92,28 @@ def test_what_a_task_raises_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> 
     misbehaving(monkeypatch, "fail")
     with ProcessPool(2) as pool, pytest.raises(TaskFailed, match="ZeroDivisionError: of the test"):
         searches.run(pool)
+
+
+def test_progress_tells_of_tasks_and_workers() -> None:
+    told: list[Status] = []
+    with ProcessPool(2) as pool:
+        searches.run(pool, told.append)
+    last = told[-1]
+    assert (last.queued, last.running, last.workers) == (0, 0, 2)
+    assert last.done > 20
+    assert f"tasks: 0 queued, 0 running, {last.done} done; 2 workers" in str(last)
+    assert "s left" in str(last)
+    assert told[0].left_s is None
+
+
+def test_a_search_from_python_takes_an_executor() -> None:
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 + 1
+
+    with InProcess() as executor:
+        result = superopt.search(scaled, (torch.ones(4, 32),), executor=executor)
+    assert result.report["search"]["stop_reason"] == "exhausted"
+    assert superopt.RayExecutor("auto").address == "auto"
 
 
 def test_closing_a_pool_leaves_no_process() -> None:
