@@ -211,19 +211,23 @@ def describe(spec: Spec, settings: Settings) -> str:
 
 
 def _loaded(state: State, setup: str) -> tuple[Spec, Settings, Traced]:
-    """The spec, traced: once a worker, for the last one that was asked for."""
+    """The spec, traced: once a worker, for the last one that was asked for.
+
+    Its files stay with it: a kernel.py quotes the functions that the spec uses.
+    """
     if state.get("traced", ("", None))[0] != setup:
         files, file, named, name, settings = json.loads(setup)
-        with tempfile.TemporaryDirectory(prefix="superopt-") as folder:
-            for other, text in files.items():
-                (Path(folder) / other).write_text(text)
-            try:
-                (spec,) = load_specs(Path(folder) / file, name)
-                made = trace_spec(spec)
-            except SpecError as error:  # as the user named the file
-                raise SpecError(str(error).replace(str(Path(folder) / file), named)) from error
+        folder = tempfile.TemporaryDirectory(prefix="superopt-")
+        path = Path(folder.name) / file
+        for other, text in files.items():
+            (path.parent / other).write_text(text)
+        try:
+            (spec,) = load_specs(path, name)
+            made = trace_spec(spec)
+        except SpecError as error:  # as the user named the file
+            raise SpecError(str(error).replace(str(path), named)) from error
         spec.file = named
-        state["traced"] = setup, (spec, Settings(**settings), made)
+        state["traced"] = setup, (spec, Settings(**settings), made), folder
     found: tuple[Spec, Settings, Traced] = state["traced"][1]
     return found
 

@@ -109,10 +109,13 @@ def test_verify_fails_a_kernel_that_was_changed(spec_file: Any, tmp_path: Path) 
 
 
 def test_a_name_picks_one_spec(spec_file: Any, tmp_path: Path) -> None:
-    path = spec_file(DOUBLE + DOUBLE.replace("double", "twice"))
+    helper = "\ndef two(x):\n    return x * 2\n"
+    path = spec_file(helper + DOUBLE + DOUBLE.replace("double", "twice").replace("x * 2", "two(x)"))
     assert call("search", f"{path}:twice", "--out", tmp_path / "one").exit_code == 0
     assert [p.name for p in (tmp_path / "one").iterdir()] == ["twice"]
-    assert call("search", path, "--out", tmp_path / "both").exit_code == 0
+    done = call("search", path, "--out", tmp_path / "both")
+    assert done.exit_code == 0, done.output
+    assert "│ twice  │" in done.output  # the summary
     assert sorted(p.name for p in (tmp_path / "both").iterdir()) == ["double", "twice"]
 
 
