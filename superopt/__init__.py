@@ -3,6 +3,7 @@
 superopt.spec, superopt.Tensor      mark a function with the shapes it is made for
 superopt.search, superopt.Result    find a kernel
 superopt.optimize                   the decorator: searches at the first call
+superopt.RayExecutor                search on a Ray cluster: search(..., executor=RayExecutor())
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from superopt.spec import Tensor
 
 if TYPE_CHECKING:
     from superopt.api import Result, optimize, search
+    from superopt.search.ray_cluster import RayExecutor
     from superopt.spec import spec
 
-__all__ = ["Result", "Tensor", "optimize", "search", "spec"]
+__all__ = ["RayExecutor", "Result", "Tensor", "optimize", "search", "spec"]
 
 # `superopt.spec` and `superopt.search` are modules to Python and functions to users: both hold.
 _CALLED = {
@@ -43,4 +45,6 @@ def __getattr__(name: str) -> Any:
     """What needs torch is imported when first used: worker processes import this package too."""
     if name in ("Result", "optimize"):
         return getattr(import_module("superopt.api"), name)
+    if name == "RayExecutor":
+        return import_module("superopt.search.ray_cluster").RayExecutor
     raise AttributeError(f"module 'superopt' has no attribute {name!r}")

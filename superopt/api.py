@@ -18,7 +18,9 @@ from superopt.mugraph.trace import captured_tensors
 from superopt.mugraph.trace.lower import spec_of
 from superopt.pipeline import Run, Settings, find_kernel
 from superopt.report import KERNEL, build_report, write_folder
-from superopt.search.driver import Candidate, Progress
+from superopt.search.driver import Candidate
+from superopt.search.executor import Executor
+from superopt.search.scheduler import Progress
 from superopt.spec import Spec
 
 Function = Callable[..., Any]
@@ -47,19 +49,21 @@ def search(
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
     **options: Any,
 ) -> Result:
     """Find a kernel for a spec, or for a function or module at the shapes of example `args`.
 
     `dynamic_shapes` as torch.export takes them, of `Dim`s. `out`: the folder to write NAME/ into (a
-    temporary one by default). `options` are those of `superopt.pipeline.Settings`.
+    temporary one by default). `executor`: what runs the search's tasks, such as a
+    `superopt.RayExecutor`; it stays open. `options` are those of `superopt.pipeline.Settings`.
 
     Raises UsageError for a wrong argument, SpecError for what cannot be traced, CheckFailed where
     nothing passed the checks.
     """
     original = fn_or_module_or_spec
     spec = _as_spec(original, args, dynamic_shapes)
-    run = find_kernel(spec, _settings(options), progress)
+    run = find_kernel(spec, _settings(options), progress, executor=executor)
     if not run.source:
         raise CheckFailed(nothing_passed(run))
     kept = tempfile.TemporaryDirectory(prefix="superopt-") if out is None else None

@@ -19,7 +19,7 @@ from superopt.cost_model.profile import Profile
 from superopt.mugraph.expr import Symbol, toposort
 from superopt.mugraph.program import Config
 from superopt.search.driver import Candidate, predict_at
-from superopt.search.space import Sizes
+from superopt.search.found import Sizes
 
 WITHIN = 1.03  # times a size's best: nearer is the same bucket
 STEP = 4  # between neighbours of the lattice

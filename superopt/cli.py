@@ -28,7 +28,7 @@ app = typer.Typer(
 EXIT_FAILED = CheckFailed.exit_code
 
 Where = Annotated[
-    str, typer.Argument(metavar="FILE[:NAME]", help="A spec file; NAME: one of its specs.")
+    list[str], typer.Argument(metavar="FILE[:NAME]...", help="Spec files; NAME: one of its specs.")
 ]
 Rehearse = Annotated[
     bool, typer.Option("--rehearse", help="On the CPU, tiny, the clock stubbed: measures nothing.")
@@ -61,7 +61,16 @@ def search(
     time_limit: Annotated[
         float | None, typer.Option(help="Stop each spec's search after so many seconds.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes that search.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes that search: 1, or with --ray all CPUs.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Search on Ray: local, auto or HOST:PORT.", metavar="ADDRESS"),
+    ] = None,
+    task_limit: Annotated[
+        float, typer.Option(help="Set a task aside that takes more seconds, three times.")
+    ] = 1800.0,
     top: Annotated[int, typer.Option(help="Candidates kept for each size.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the random inputs of the checks.")] = 0,
     exhaustive: Annotated[
@@ -85,18 +94,35 @@ def search(
         bool, typer.Option("--json", help="Print the reports as JSON, one a line.")
     ] = False,
 ) -> None:
-    """Search a kernel for each spec of FILE, and write kernel.py, report.json and proof.json."""
+    """Search a kernel for each spec of the files; write kernel.py, report.json and proof.json.
+
+    Several specs are searched together.
+    """
     with errors_reported():
         from superopt.pipeline import Settings
         from superopt.spec import load_specs
 
         settings = Settings(
-            target, time_limit, jobs, top, seed, exhaustive, precision, allow_unsafe, resume,
-            measure, rehearse,
-        )  # fmt: skip
-        specs = load_specs(*_split(where))
-        codes = [_search_one(spec, settings, out, as_json) for spec in specs]
-    raise typer.Exit(max(codes))
+            target,
+            time_limit,
+            jobs,
+            top,
+            seed,
+            exhaustive,
+            precision,
+            allow_unsafe,
+            resume,
+            measure,
+            rehearse,
+            ray,
+            task_limit,
+        )
+        specs = [spec for one in where for spec in load_specs(*_split(one))]
+        if len(specs) == 1:
+            code = _search_one(specs[0], settings, out, as_json)
+        else:
+            code = _search_all(specs, settings, out, as_json)
+    raise typer.Exit(code)
 
 
 def _split(where: str) -> tuple[Path, str | None]:
@@ -110,7 +136,7 @@ def _split(where: str) -> tuple[Path, str | None]:
 def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
     from superopt.api import nothing_passed
     from superopt.pipeline import find_kernel
-    from superopt.report import build_report, check_writable, to_text, write_folder
+    from superopt.report import build_report, check_writable, write_folder
 
     check_writable(out, spec.name)
     journal = out / spec.name / "journal.jsonl"
@@ -119,15 +145,39 @@ def _search_one(spec: Any, settings: Any, out: Path, as_json: bool) -> int:
     folder = write_folder(run, out)
     if run.stop_reason == "exhausted":
         journal.unlink(missing_ok=True)  # nothing is left to resume
-    report = build_report(run)
-    if as_json:
-        print(to_text(report | {"folder": str(folder)}))
-    else:
-        _print_report(report, folder)
+    _say(build_report(run), folder, as_json)
     if run.source:
         return 0
     print(f"error: {nothing_passed(run)}", file=sys.stderr)
     return EXIT_FAILED
+
+
+def _search_all(specs: list[Any], settings: Any, out: Path, as_json: bool) -> int:
+    from superopt.portfolio import search_all
+    from superopt.report import check_writable
+
+    for spec in specs:
+        check_writable(out, spec.name)
+    with _progress(f"{len(specs)} specs") as progress, settings.executor() as executor:
+        finished = search_all(specs, settings, out, executor, progress)
+    for one in finished:
+        if one.report is not None:
+            _say(one.report, one.folder, as_json)
+    if not as_json:
+        _print_summary(finished)
+    for one in finished:
+        if one.error is not None:
+            print(f"error: {one.error}", file=sys.stderr)
+    return max(0 if one.error is None else one.error.exit_code for one in finished)
+
+
+def _say(report: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from superopt.report import to_text
+
+    if as_json:
+        print(to_text(report | {"folder": str(folder)}))
+    else:
+        _print_report(report, folder)
 
 
 @contextmanager
@@ -139,8 +189,8 @@ def _progress(name: str) -> Iterator[Any]:
         return
     with Status(f"{name}: tracing", console=console) as status:
 
-        def show(seconds: float, seen: int, best: str) -> None:
-            status.update(f"{name}: {seconds:.1f} s, {seen} candidates, best {best}")
+        def show(now: Any) -> None:
+            status.update(f"{name}: {now}")
 
         yield show
 
@@ -160,6 +210,23 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     console.print(table)
     for line in summary(report, folder):
         console.print(line, markup=False)
+
+
+def _print_summary(finished: list[Any]) -> None:
+    """A line a spec: predicted, of its first size; how its search ended; the verdict."""
+    table = Table()
+    for title in ("spec", "kernels", "as written us", "found us", "search", "verdict"):
+        table.add_column(title, justify="right" if title.endswith(("us", "kernels")) else "left")
+    for one in finished:
+        best = one.report and one.report["best"]
+        if not best:
+            table.add_row(one.name, "", "", "", "", "no kernel")
+            continue
+        written = one.report["baselines"]["unfused"]["time_us"]
+        times = (f"{written:.1f}", f"{best['time_us']:.1f}")
+        reason = one.report["search"]["stop_reason"]
+        table.add_row(one.name, str(best["launches"]), *times, reason, best["verdict"])
+    Console(highlight=False, soft_wrap=True).print(table)
 
 
 @app.command()

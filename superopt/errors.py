@@ -33,3 +33,24 @@ class CheckFailed(SuperoptError):
 
 class IllFormed(ValueError):
     """An expression, program or µGraph breaks a rule of the representation: a defect of ours."""
+
+
+class JournalError(SuperoptError):
+    """The journal of a search cannot be read or written."""
+
+    def __init__(self, path: object, why: str, kept: int) -> None:
+        super().__init__(
+            f"{path}: cannot keep the journal: {why}; the {kept} finished tasks in it are whole: "
+            "make room, then go on with --resume"
+        )
+
+
+class TaskFailed(SuperoptError):
+    """A task of the search raised what it should not: a defect of ours, with its traceback."""
+
+
+class RayUnavailable(SuperoptError):
+    """Ray is not installed, not to be reached, or has no room for a worker."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; or search on this machine, without Ray, with --jobs N")

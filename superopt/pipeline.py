@@ -10,7 +10,7 @@ import inspect
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,15 @@ from superopt.search.driver import (
     Candidate,
     Options,
     Outcome,
-    Progress,
     choices,
     search_program,
     to_choice,
 )
-from superopt.search.space import Sizes
+from superopt.search.executor import Executor, InProcess
+from superopt.search.found import Sizes
+from superopt.search.pool import ProcessPool
+from superopt.search.ray_cluster import RayExecutor
+from superopt.search.scheduler import TASK_LIMIT_S, Progress
 from superopt.spec import Spec
 from superopt.verify import (
     GateResult,
@@ -63,7 +66,10 @@ LIGHTER = (1.0, 0.5, 0.25, 0.25)  # what the next configuration tried may do of 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a call may choose. Seconds for `time_limit`; `top` candidates are kept.
+    """What a call may choose. Seconds for the limits; `top` candidates are kept.
+
+    `jobs`: processes that search, by default one, or with `ray` (local, auto or HOST:PORT) as many
+    as the cluster has room for. `task_limit`: a part of the search that takes longer is stopped.
 
     `measure`: seconds in which configurations are timed on the GPU; `rehearse`: on the CPU, with a
     stubbed clock. Raises UsageError where a value is not allowed.
@@ -71,7 +77,7 @@ class Settings:
 
     target: str = "h200"
     time_limit: float | None = None
-    jobs: int = 1
+    jobs: int | None = None
     top: int = 8
     seed: int = 0
     exhaustive: bool = False
@@ -80,6 +86,8 @@ class Settings:
     resume: bool = False
     measure: float | None = None
     rehearse: bool = False
+    ray: str | None = None
+    task_limit: float = TASK_LIMIT_S
 
     def __post_init__(self) -> None:
         load_profile(self.target)
@@ -88,13 +96,22 @@ class Settings:
                 f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}"
             )
         for name in ("jobs", "top"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        for what, seconds in (("time limit", self.time_limit), ("measure", self.measure)):
-            if seconds is not None and seconds <= 0:
-                raise UsageError(f"{what} is {seconds} s; a positive time is needed")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; at least 1 is needed")
+        for name in ("time_limit", "task_limit", "measure"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                title = name.replace("_", " ")
+                raise UsageError(f"{title} is {value} s; a positive time is needed")
         if self.rehearse and self.measure is None:
             raise UsageError("only measuring is rehearsed: give the seconds for it by --measure")
+
+    def executor(self) -> Executor:
+        """What runs the tasks, not started yet."""
+        if self.ray is not None:
+            return RayExecutor(self.ray, self.jobs)
+        return InProcess() if self.jobs in (None, 1) else ProcessPool(self.jobs)
 
 
 @dataclass(frozen=True)
@@ -198,25 +215,17 @@ def find_kernel(
     settings: Settings,
     progress: Progress | None = None,
     journal: Path | None = None,
+    executor: Executor | None = None,
 ) -> Run:
     """Search, and settle on the best candidates that pass. The run has no source where none did.
 
     `journal`: a file in which the search keeps its finished tasks, for `settings.resume`.
+    `executor`: what runs the search's tasks, in place of what `settings` ask for; it stays open.
     Raises SpecError where the spec cannot be traced, CheckFailed where nothing at all was found.
     """
-    if settings.measure is not None and not settings.rehearse:
-        refuse_unfit()
-    measuring = Measuring(settings.measure or 0.0, settings.rehearse)
-    with Worker() as worker, Compiler() as compiler, Proving() as proving, measuring:
-        worker.start()  # it loads torch while we search
-        run = searched(spec, settings, progress, journal)
-        helpers = Helpers(worker, compiler, proving, measuring)
-        proving.start()  # it loads Triton while candidates are compiled
-        try:
-            _settle(run, lambda picked: _try(run, picked, helpers))
-        except KeyboardInterrupt:
-            run.stop_reason = "interrupted"
-    run.refitted = refit(run.profile, _cases(run)) if settings.measure else None
+    with Helpers.started(settings) as helpers:
+        run = searched(spec, settings, progress, journal, executor)
+        settle(run, helpers)
     return run
 
 
@@ -225,29 +234,53 @@ def searched(
     settings: Settings,
     progress: Progress | None = None,
     journal: Path | None = None,
+    executor: Executor | None = None,
 ) -> Run:
     """Trace and search only: the candidates are ranked, and nothing is compiled or checked."""
-    profile = load_profile(settings.target)
     start = time.monotonic()
     traced = trace(spec)
     traced_in = time.monotonic() - start
-    sizes = tuned_sizes(traced.program, spec)
-    options = Options(
-        profile,
-        sizes,
+    options = options_for(spec, settings, traced.program, journal)
+    with ExitStack() as stack:
+        own = executor or stack.enter_context(settings.executor())
+        outcome = search_program(traced.program, options, progress, own)
+    run = ranked_run(spec, settings, traced, outcome)
+    run.seconds["trace"] = traced_in
+    return run
+
+
+def options_for(
+    spec: Spec, settings: Settings, program: Program, journal: Path | None = None
+) -> Options:
+    """The search that settings ask for."""
+    return Options(
+        load_profile(settings.target),
+        tuned_sizes(program, spec),
         settings.time_limit,
-        settings.jobs,
         settings.top,
         settings.exhaustive,
         settings.allow_unsafe,
         journal,
         settings.resume,
+        settings.task_limit,
     )
-    outcome = search_program(traced.program, options, progress)
+
+
+def ranked_run(spec: Spec, settings: Settings, traced: Traced, outcome: Outcome) -> Run:
+    """A run of which the search is done, and nothing else."""
+    profile, sizes = load_profile(settings.target), tuned_sizes(traced.program, spec)
     known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
-    run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
-    run.seconds["trace"] = traced_in
-    return run
+    return Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
+
+
+def settle(run: Run, helpers: Helpers) -> None:
+    """Check, emit, compile, gate and prove what a search found, best first, until one passes."""
+    helpers.proving.start()  # it loads Triton while candidates are compiled
+    try:
+        _settle(run, lambda picked: _try(run, picked, helpers))
+    except KeyboardInterrupt:
+        run.stop_reason = "interrupted"
+    run.refitted = refit(run.profile, _cases(run)) if run.settings.measure else None
 
 
 def configure(run: Run, compiler: Compiler) -> None:
@@ -294,6 +327,16 @@ class Helpers:
     compiler: Compiler
     proving: Proving
     measuring: Measuring
+
+    @staticmethod
+    @contextmanager
+    def started(settings: Settings) -> Iterator[Helpers]:
+        if settings.measure is not None and not settings.rehearse:
+            refuse_unfit()
+        measuring = Measuring(settings.measure or 0.0, settings.rehearse)
+        with Worker() as worker, Compiler() as compiler, Proving() as proving, measuring:
+            worker.start()  # it loads torch while we search
+            yield Helpers(worker, compiler, proving, measuring)
 
 
 class Slower(Exception):

@@ -22,7 +22,7 @@ from superopt.mugraph.serialize import to_json
 from superopt.mugraph.text import inline, parse_graph, show_schedule
 from superopt.pipeline import Draft, Run, at_sizes, count, describe_config
 from superopt.search.driver import Candidate
-from superopt.search.space import Sizes
+from superopt.search.found import Sizes
 from superopt.verify import PROOF_ASSUMES, SpecShape, Verdict
 from superopt.verify.rounding import sum_bounds
 
@@ -124,6 +124,7 @@ def _search(run: Run) -> Json:
         # the worst of the hostile inputs
         "refused_forms": o.refused,
         "shifts": o.laws,
+        "set_aside": o.set_aside,  # tasks that could not be done, and why
     }
 
 
@@ -355,13 +356,22 @@ def refitted_profile(run: Run) -> Json:
 
 def write_folder(run: Run, out: Path) -> Path:
     """Write OUT/NAME/ and return it. Raises UsageError where that cannot be written."""
-    folder = out / run.spec.name
+    return write_files(out / run.spec.name, folder_files(run))
+
+
+def folder_files(run: Run) -> dict[str, str]:
+    """What a run's folder holds, by name."""
     files = {REPORT: to_text(build_report(run), indent=1) + "\n"}
     if run.source:
         files[KERNEL] = run.source
         files[PROOF] = to_text(build_proof(run)) + "\n"
     if run.refitted is not None:
         files[PROFILE] = to_text(refitted_profile(run), indent=1) + "\n"
+    return files
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> Path:
+    """Write a folder, without what an earlier run left. Raises UsageError where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (KERNEL, PROOF, PROFILE):  # of an earlier run: not this one's

@@ -14,7 +14,8 @@ import superopt
 from superopt.cost_model.profile import load_profile
 from superopt.mugraph.expr import find
 from superopt.search import rules
-from superopt.search.driver import build_space
+from superopt.search.found import fastest
+from superopt.search.tasks import build_space
 
 ROOT = Path(superopt.__file__).parent
 WORKLOADS = (
@@ -89,6 +90,15 @@ def test_no_rule_is_needed_to_go_over_the_keys_once(
     monkeypatch.setattr(rules, "RULES", tuple(r for r in rules.RULES if r is not rule))
     program = traced(weighted, dtype=torch.float16, q=(128, 32), k=(4096, 32), v=(4096, 32))
     space, _ = build_space(program, load_profile("h200"))
-    graphs = [found.graph for found in space.search_cut((), ())]
+    plans = space.plans(())
+    options = {
+        group: fastest(
+            o for n in range(len(space.splits(group))) for o in space.explore(group, n, ())
+        )
+        for plan in plans
+        for stage in plan
+        for group in stage
+    }
+    graphs = [found.graph for plan in plans for found in space.assemble(plan, options, ())]
     stores = [g.kernels[0].stores for g in graphs if len(g.kernels) == 1]
     assert any(any(find(s.value, "online")) for own in stores for s in own)

@@ -1,64 +1,49 @@
-"""The search from a traced program to ranked µGraphs: cuts, in tasks, over one executor interface.
+"""The search from a traced program to ranked µGraphs.
 
-A task is a cut. The uncut program is searched first, in this process; its best times bound the
-others: a
-cut whose launches and bytes alone take longer than the K-th best is not searched. What is kept
-depends on neither the number of workers nor the order in which they finish.
+What is kept depends on neither the executor, the number of its workers nor the order in which they
+finish.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from superopt.cost_model.configs import ranked
 from superopt.cost_model.model import KernelModel, Prediction, total
 from superopt.cost_model.profile import Profile
 from superopt.errors import CheckFailed
-from superopt.mugraph import index as ix
-from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.program import (
-    Choice,
-    Config,
-    KernelGraph,
-    Program,
-    symbols_of,
-    weights,
-)
+from superopt.mugraph.program import Choice, Config, KernelGraph, Program, symbols_of
+from superopt.mugraph.serialize import from_json, to_json
 from superopt.mugraph.text import print_graph
-from superopt.search.egraph import EGraph
-from superopt.search.executor import Journal, Result, Task, run_tasks
+from superopt.search.executor import Executor, InProcess
 from superopt.search.extract import Counts
+from superopt.search.found import Found, Json, Sizes, decode_sizes, varied
+from superopt.search.frontier import Frontier
+from superopt.search.journal import Journal
 from superopt.search.naming import rename_axes
-from superopt.search.normalise import normalise
-from superopt.search.observe import merge_equal
-from superopt.search.online import LoopAccuracy
-from superopt.search.partition import candidates, cuts, temporary
-from superopt.search.rules import Saturation, saturate
-from superopt.search.space import Exhaustive, Found, Sizes, Space, Target
+from superopt.search.rules import Saturation
+from superopt.search.scheduler import TASK_LIMIT_S, Progress, Scheduler
+from superopt.search.tasks import setup_of
 
-WORTH_KEEPING = 1.1  # times the uncut program's time: what takes longer is not worth a place
-ALIKE = 3  # candidates kept that compute the same values: a check that refuses one refuses all
 SAME = 1.05  # two µGraphs whose predictions differ by less are not worth two kernels
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to search. `sizes`: what to tune for. Seconds for `time_limit`; `top`: candidates
-    kept."""
+    """How to search. `sizes`: what to tune for. Seconds for the limits; `top`: candidates kept."""
 
     profile: Profile
     sizes: tuple[Sizes, ...]
     time_limit: float | None = None
-    jobs: int = 1
     top: int = 8
     exhaustive: bool = False
     allow_unsafe: bool = False  # keep forms that lose precision where the program does not
     journal: Path | None = None  # where finished tasks are kept
     resume: bool = False  # take up the journal's results instead of starting anew
+    task_limit: float = TASK_LIMIT_S  # a task that takes longer is stopped
 
 
 @dataclass
@@ -89,86 +74,39 @@ class Outcome:
     bound: int | None = None  # operators, of an exhaustive enumeration
     refused: dict[str, str] = field(default_factory=dict)  # inaccurate forms and their witnesses
     laws: dict[str, int] = field(default_factory=dict)  # shifts found, and terms tried for each
+    set_aside: dict[str, str] = field(default_factory=dict)  # tasks not done, and why
 
     @property
     def enumerated(self) -> int:
         return self.counts.built + self.assigned + self.configured
 
 
-Progress = Callable[[float, int, str], None]  # seconds, candidates so far, best so far
-
-
-def build_space(program: Program, profile: Profile) -> tuple[Space, Saturation]:
-    """Normalise, saturate, merge what is observationally equal."""
-    normal = normalise(program)
-    g = EGraph()
-    numbers = [g.insert(s.value) for s in normal.stores]
-    saturation = saturate(g)
-    saturation.merged = merge_equal(g)
-    outputs = tuple(
-        Target(s, g.find(n), s.value) for s, n in zip(normal.stores, numbers, strict=True)
-    )
-    accuracy = LoopAccuracy(frozenset(t.name for t in weights(program)))
-    return Space(normal, g, outputs, profile, accuracy), saturation
-
-
-def _space_only(program: Program, profile: Profile) -> Space:
-    return build_space(program, profile)[0]
-
-
-def _unsafe_space(program: Program, profile: Profile) -> Space:
-    space = _space_only(program, profile)
-    space.allow_unsafe = True
-    return space
-
-
-def search_program(program: Program, options: Options, progress: Progress | None = None) -> Outcome:
+def search_program(
+    program: Program,
+    options: Options,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Outcome:
     """Rank µGraphs for a program. Ctrl-C and the time limit keep what was found until then.
 
+    `executor`: what runs the tasks, this process by default; it stays open.
     Raises CheckFailed where nothing was found.
     """
     start = time.monotonic()
-    space, saturation = build_space(program, options.profile)
-    space.allow_unsafe = options.allow_unsafe
-    outcome = Outcome([], 0.0, "exhausted", saturation, Counts())
-    if options.exhaustive:
-        limit = options.time_limit
-        space.exhaustive = Exhaustive(None if limit is None else start + limit)
-    found: list[Found] = []
+    executor = executor or InProcess()
+    frontier = open_frontier(program, options)
     try:
-        for result in _results(program, space, options, outcome):
-            found.extend(result.found)
-            outcome.counts.add(result.counts)
-            outcome.assigned += result.assigned
-            outcome.configured += result.configured
-            outcome.refused.update(result.refused)
-            outcome.laws.update(result.laws)
-            seconds = time.monotonic() - start
-            if progress is not None:
-                best = min((f.prediction.time_us for f in found), default=float("inf"))
-                progress(seconds, outcome.enumerated, f"{best:.2f} us")
-            if options.time_limit is not None and seconds > options.time_limit:
-                outcome.stop_reason = "time limit"
-                break
+        Scheduler(executor, options.task_limit, progress).run([frontier])
     except KeyboardInterrupt:
-        outcome.stop_reason = "interrupted"
-    if not found:
-        raise CheckFailed(
-            f"{program.name}: nothing was found before the search was "
-            f"{'stopped' if outcome.stop_reason != 'exhausted' else 'exhausted'}; "
-            "give it more time, or a smaller program"
-        )
-    if space.exhaustive is not None:
-        _note_exhaustive(space.exhaustive, outcome)
-    outcome.candidates = _rank(found, options)
+        frontier.stop_reason = "interrupted"
+    outcome = conclude(program, options, frontier)
     outcome.seconds = time.monotonic() - start
     return outcome
 
 
-def _results(
-    program: Program, space: Space, options: Options, outcome: Outcome
-) -> Iterator[Result]:
-    """The uncut program's result, then those of the cuts that may beat it."""
+def open_frontier(program: Program, options: Options) -> Frontier:
+    """The tasks of a search."""
+    setup = setup_of(program, options.profile, options.allow_unsafe, options.exhaustive)
     journal = None
     if options.journal is not None:
         journal = Journal.open(
@@ -176,67 +114,71 @@ def _results(
             (program, options.profile, options.sizes, options.allow_unsafe, options.exhaustive),
             options.resume,
         )
-    uncut: list[Found] = []
-
-    def run(tasks: list[Task], jobs: int) -> Iterator[Result]:
-        build = _unsafe_space if options.allow_unsafe else _space_only
-        return run_tasks(tasks, space, program, options.sizes, jobs, journal, build)
-
-    for result in run([()], 1):
-        uncut = result.found
-        yield result
-    tasks, outcome.tasks_pruned = _tasks(space, uncut, options)
-    outcome.tasks = len(tasks) + 1
-    yield from run(tasks, 1 if options.exhaustive else options.jobs)  # its record is kept here
+    limit = options.time_limit
+    return Frontier(setup, options.sizes, options.top, limit, journal)
 
 
-def _note_exhaustive(done: Exhaustive, outcome: Outcome) -> None:
-    outcome.counts.built += sum(r.enumerated for r in done.runs)
-    outcome.bound = max((r.bound for r in done.runs), default=None)
-    if not all(r.spent for r in done.runs):
-        outcome.stop_reason = "time limit"
-
-
-def _tasks(space: Space, found: list[Found], options: Options) -> tuple[list[tuple[int, ...]], int]:
-    """The cuts that may still earn a place beside the uncut program, cheapest bound first."""
-    largest = max(options.sizes, key=lambda s: prod(v for _, v in s))
-    outputs = [t.number for t in space.outputs]
-    most = ideal_bytes(space.program, dict(largest)) / 2
-    classes = candidates(space.graph, outputs, dict(largest), most)
-    todo, pruned = [], 0
-    for cut in cuts(classes)[1:]:
-        bounds = [_lower_bound(space, cut, s) for s in options.sizes]
-        kept = []
-        for s, bound in zip(options.sizes, bounds, strict=True):
-            times = sorted(f.prediction.time_us for f in found if f.sizes == s)
-            bar = times[: options.top][-1] if len(times) >= options.top else float("inf")
-            kept.append(not times or bound < min(bar, times[0] * WORTH_KEEPING))
-        if any(kept):
-            todo.append((sum(bounds), cut))
-        else:
-            pruned += 1
-    return [cut for _, cut in sorted(todo)], pruned
-
-
-def _lower_bound(space: Space, cut: tuple[int, ...], sizes: Sizes) -> float:
-    """Microseconds that a cut takes at least: two launches, and its bytes at full bandwidth."""
-    p = space.profile
-    moved = ideal_bytes(space.program, dict(sizes))
-    for c in cut:
-        tensor = temporary(space.graph, c, None, ()).tensor
-        elements = prod(ix.value(e, dict(sizes)) for e in tensor.shape)
-        moved += 2 * elements * 2  # written and read once, in half precision at least
-    return (2 * (p.launch_s + p.dram_latency_s) + moved / p.dram_bytes_per_s) * 1e6
-
-
-def ideal_bytes(program: Program, sizes: dict[str, int]) -> float:
-    """Bytes of every input read once and every output written once."""
-    return float(
-        sum(
-            prod(ix.value(e, sizes) for e in t.shape) * DTYPES[t.dtype].bytes
-            for t in (*program.inputs, *program.outputs)
+def conclude(program: Program, options: Options, frontier: Frontier) -> Outcome:
+    """What a search has found, ranked, at its end or where it was stopped."""
+    found, seen = list(frontier.found()), frontier.seen()
+    reason = frontier.stop_reason or ("time limit" if not seen.spent else "exhausted")
+    if reason == "exhausted" and frontier.set_asides:
+        reason = "tasks set aside"
+    if not found:
+        named = "; ".join(f"{task}: {why}" for task, why in frontier.set_asides.items())
+        raise CheckFailed(
+            f"{program.name}: nothing was found before the search was "
+            f"{'stopped' if reason != 'exhausted' else 'exhausted'}; "
+            f"give it more time, or a smaller program{named and f' (set aside: {named})'}"
         )
+    seen.counts.built += sum(count for _, count, _ in seen.runs)
+    return Outcome(
+        _rank(found, options),
+        0.0,
+        reason,
+        frontier.saturation,
+        seen.counts,
+        frontier.cuts,
+        frontier.pruned,
+        seen.assigned,
+        seen.configured,
+        max((bound for bound, _, _ in seen.runs), default=None),
+        seen.refused,
+        seen.laws,
+        dict(sorted(frontier.set_asides.items())),
     )
+
+
+# -- as plain data --------------------------------------------------------------------------------
+
+
+def encode_outcome(outcome: Outcome) -> Json:
+    plain = {f.name: getattr(outcome, f.name) for f in fields(outcome)}
+    plain |= {"saturation": asdict(outcome.saturation), "counts": asdict(outcome.counts)}
+    plain["candidates"] = [
+        {
+            "graph": to_json(c.graph),
+            "at": [[s, [to_json(x) for x in xs], asdict(p)] for s, (xs, p) in c.at.items()],
+        }
+        for c in outcome.candidates
+    ]
+    return plain
+
+
+def decode_outcome(data: Json) -> Outcome:
+    candidates = [
+        Candidate(
+            from_json(row["graph"]),
+            {
+                decode_sizes(s): (tuple(map(from_json, xs)), Prediction(**p))
+                for s, xs, p in row["at"]
+            },
+        )
+        for row in data["candidates"]
+    ]
+    saturation, counts = Saturation(**data["saturation"]), Counts(**data["counts"])
+    changed = {"candidates": candidates, "saturation": saturation, "counts": counts}
+    return Outcome(**{**data, **changed})
 
 
 # -- ranking --------------------------------------------------------------------------------------
@@ -246,10 +188,8 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
     """The K best graphs of each size, each predicted at every size; best over all sizes first."""
     chosen: dict[KernelGraph, None] = {}
     for sizes in options.sizes:
-        here = [f for f in found if f.sizes == sizes]
-        texts = {f.graph: print_graph(f.graph) for f in here}
-        here.sort(key=lambda f: (round(f.prediction.time_us, 4), texts[f.graph]))
-        chosen.update(dict.fromkeys(rename_axes(f.graph) for f in _varied(here, options.top)))
+        here = varied([f for f in found if f.sizes == sizes], options.top)
+        chosen.update(dict.fromkeys(rename_axes(f.graph) for f in here))
     result = []
     for graph in chosen:
         at = {}
@@ -267,18 +207,6 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
         return round(sum(ratios), 4), c.text
 
     return sorted(result, key=score)
-
-
-def _varied(ranked_found: list[Found], top: int) -> list[Found]:
-    """The first `top`, at most ALIKE of which differ only in cuts, roles and grouping."""
-    seen: dict[tuple[str, ...], int] = {}
-    kept = []
-    for f in ranked_found:
-        values = tuple(sorted(s.value.digest for k in f.graph.kernels for s in k.stores))
-        seen[values] = seen.get(values, 0) + 1
-        if seen[values] <= ALIKE:
-            kept.append(f)
-    return kept[:top]
 
 
 def predict_at(

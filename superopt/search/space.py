@@ -8,7 +8,7 @@ from itertools import combinations, product
 from math import prod
 
 from superopt.cost_model.configs import Ranked, ranked, size_of_space
-from superopt.cost_model.model import KernelModel, Prediction, total
+from superopt.cost_model.model import KernelModel, Prediction
 from superopt.cost_model.profile import Profile
 from superopt.errors import UsageError
 from superopt.mugraph import index as ix
@@ -28,16 +28,15 @@ from superopt.search.egraph import EGraph
 from superopt.search.exhaustive import LARGEST, Exhausted, enumerate_all, operators
 from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
 from superopt.search.fingerprint import within, worst
+from superopt.search.found import Found, Group, Option, Plan, Sizes, fastest
 from superopt.search.online import LoopAccuracy, Online
 from superopt.search.partition import operand_type, temporary
 from superopt.search.roles import branches
 
-VARIANTS = 4  # branches of a group that become candidates of their own
 NOMINAL_TILE = 64
 WORTH_MORE_PARTS = 0.95  # of the time with fewer parts: each adds partial results to move
 MOST_EARLY = 3  # outputs of a program of which subsets are tried
 WORTH_SPLITTING = 0.6  # of the unsplit time: predictions must promise much for a second launch
-Sizes = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -49,29 +48,7 @@ class Target:
     written: Expr | None = None  # as the program computes it, where it is an output
 
 
-@dataclass(frozen=True)
-class Found:
-    """A µGraph with the configurations and predictions for one size, kernel by kernel."""
-
-    graph: KernelGraph
-    sizes: Sizes
-    configs: tuple[Config, ...]
-    parts: tuple[Prediction, ...]
-
-    @property
-    def prediction(self) -> Prediction:
-        return total(self.parts)
-
-
-@dataclass
-class Exhaustive:
-    """Asks for enumeration without the guide, until `deadline` (monotonic seconds); what it did."""
-
-    deadline: float | None = None
-    runs: list[Exhausted] = field(default_factory=list)
-
-
-Stages = list[tuple[list[Target], dict[int, Expr]]]
+Stages = list[tuple[list[Target], list[int]]]
 
 
 @dataclass
@@ -83,6 +60,7 @@ class Tally:
     models: dict[object, int] = field(default_factory=dict)  # configurations predicted for each
     refused: dict[Expr, str] = field(default_factory=dict)  # inaccurate terms and their witnesses
     laws: dict[str, int] = field(default_factory=dict)  # shifts in use, terms tried for each
+    runs: list[Exhausted] = field(default_factory=list)  # enumerations without the guide
     parts: dict[object, None] = field(default_factory=dict)  # tallies that this one includes
 
     @property
@@ -90,14 +68,10 @@ class Tally:
         return sum(self.models.values())
 
     def include(self, key: object, other: Tally) -> None:
-        if key in self.parts:
-            return
-        self.parts[key] = None
-        self.counts.add(other.counts)
-        self.assigned += other.assigned
-        self.models.update(other.models)
-        self.refused.update(other.refused)
-        self.laws.update(other.laws)
+        if key not in self.parts:
+            self.parts[key] = None
+            self.assigned += other.assigned
+            self.models.update(other.models)
 
 
 @dataclass
@@ -109,23 +83,29 @@ class Space:
     outputs: tuple[Target, ...]
     profile: Profile
     accuracy: LoopAccuracy
-    exhaustive: Exhaustive | None = None
+    exhaustive: bool = False  # enumerate without the guide,
+    deadline: float | None = None  # until then, in monotonic seconds
     allow_unsafe: bool = False
     online: Online = field(default_factory=Online)
     tally: Tally = field(default_factory=lambda: Tally())  # of the task at hand
-    _grouped: dict[object, tuple[list[tuple[float, Branch]], Tally]] = field(default_factory=dict)
     _models: dict[object, tuple[Ranked, int]] = field(default_factory=dict)
     _pairs: dict[object, tuple[tuple[Branch, Branch] | None, Tally]] = field(default_factory=dict)
-    _splittable: dict[Branch, Branch] = field(default_factory=dict)  # online -> what may be split
+    _targets: dict[str, tuple[Target, Expr | None]] = field(default_factory=dict)
     _terms_of: dict[int, Expr] = field(default_factory=dict)
     _uses: dict[object, set[int] | None] = field(default_factory=dict)
 
-    def search_cut(self, cut: tuple[int, ...], sizes: Sizes) -> Iterator[Found]:
-        """Complete µGraphs for a cut, one for each way to group its stores into kernels."""
+    def plans(self, cut: tuple[int, ...]) -> list[Plan]:
+        """The ways to group a cut's stores into branches; none where a temporary has no reader."""
+        found: dict[Plan, None] = {}
         for early in self._early(cut):
             stages = self._plan(cut, early)
-            if stages is not None:
-                yield from self._search_stages(stages, sizes)
+            for together in TOGETHER if stages is not None else ():
+                plan = tuple(
+                    tuple(Group(tuple(map(self._name, g)), tuple(known)) for g in together(stage))
+                    for stage, known in stages or ()
+                )
+                found[plan] = None
+        return list(found)
 
     def _early(self, cut: tuple[int, ...]) -> Iterator[frozenset[int]]:
         """Sets of what is computed beside temporaries instead of from them.
@@ -140,29 +120,25 @@ class Space:
                 if len(cut) > 1:
                     yield frozenset((*chosen, *cut))
 
-    def _search_stages(self, stages: Stages, sizes: Sizes) -> Iterator[Found]:
-        seen: list[object] = []
-        for together in TOGETHER:
-            split_up = [together(stage) for stage, _ in stages]
-            if split_up in seen:
-                continue
-            seen.append(split_up)
-            grouped = [
-                [[b for _, b in self._group(tuple(g), known, sizes)] for g in groups]
-                for groups, (_, known) in zip(split_up, stages, strict=True)
-            ]
-            if any(not options for stage in grouped for options in stage):
-                continue
-            for pick in _variants(grouped):
-                for apart in (False, True):
-                    for divide in (False, True):
-                        if (f := self._assemble(pick, sizes, apart, divide)) is not None:
-                            yield f
-                    if all(len(stage) == 1 for stage in pick):
-                        break  # one branch a stage: nothing to part
+    def assemble(
+        self, plan: Plan, options: Mapping[Group, Sequence[Option]], sizes: Sizes
+    ) -> Iterator[Found]:
+        """Complete µGraphs of a plan, from the fastest branches of its groups."""
+        grouped = [[options[g] for g in groups] for groups in plan]
+        if any(not found for stage in grouped for found in stage):
+            return
+        for pick in _variants(grouped):
+            for apart in (False, True):
+                for divide in (False, True):
+                    if (f := self._assembled(pick, sizes, apart, divide)) is not None:
+                        yield f
+                if all(len(stage) == 1 for stage in pick):
+                    break  # one branch a stage: nothing to part
+        for found in (o for stage in grouped for group in stage for o in group):
+            self.tally.models.pop(((found.branch,), sizes), None)  # counted where it was found
 
-    def _assemble(
-        self, pick: Sequence[Sequence[Branch]], sizes: Sizes, apart: bool, divide: bool
+    def _assembled(
+        self, pick: Sequence[Sequence[Option]], sizes: Sizes, apart: bool, divide: bool
     ) -> Found | None:
         """A µGraph of chosen branches: a stage's in one kernel, or a kernel each.
 
@@ -171,8 +147,8 @@ class Space:
         kernels: list[Kernel] = []
         configs: list[Config] = []
         parts: list[Prediction] = []
-        chosen = [b for stage in pick for b in ([(b,) for b in stage] if apart else [tuple(stage)])]
-        launches = [part for b in chosen for part in (self._launches(b, sizes) if divide else (b,))]
+        chosen = [o for stage in pick for o in ([(o,) for o in stage] if apart else [tuple(stage)])]
+        launches = [part for o in chosen for part in self._launches(o, sizes, divide)]
         if divide and len(launches) == len(chosen):
             return None
         for branch_set in launches:
@@ -187,11 +163,12 @@ class Space:
         return Found(graph, sizes, tuple(configs), tuple(parts))
 
     def _launches(
-        self, branches: tuple[Branch, ...], sizes: Sizes
+        self, options: tuple[Option, ...], sizes: Sizes, divide: bool
     ) -> tuple[tuple[Branch, ...], ...]:
-        if len(branches) > 1 or not self._ranked(branches, sizes):
+        branches = tuple(o.branch for o in options)
+        if not divide or len(branches) > 1 or not self._ranked(branches, sizes):
             return (branches,)
-        pair = self._divided(branches[0], sizes)
+        pair = self._divided(options[0], sizes)
         return (branches,) if pair is None else ((pair[0],), (pair[1],))
 
     def forget(self) -> None:
@@ -205,17 +182,8 @@ class Space:
 
         None where a temporary would have no reader. `early`: what loads none.
         """
-        g = self.graph
-        rows = [a for t in self.outputs for a in t.shape.axes]
-        todo = [temporary(g, c, operand_type(g, c), rows) for c in cut]
-        given: dict[int, Expr] = {}
-        targets = {}
-        for t in todo:
-            value = t.load
-            self.accuracy.define(value, self._representative(t.number))
-            given[t.number] = cast(value, g.classes[t.number].dtype)
-            store = Store(t.tensor, t.axes, value.args[:-1], value)
-            targets[t.number] = Target(store, t.number)
+        todo = [self._target(f"@{c}")[0] for c in cut]
+        given = self._given(cut)
         level: dict[int, int] = {}
         ready = sorted(todo, key=lambda t: t.number)
         while ready:
@@ -231,7 +199,7 @@ class Space:
                 return None
             ready = [t for t in ready if t not in progress]
         stages: list[list[Target]] = []
-        placed = [(level[t.number], targets[t.number]) for t in todo]
+        placed = [(level[t.number], t) for t in todo]
         used_at_all: set[int] = set()
         for out in self.outputs:
             used = self._used([out.number], {} if out.number in early else given, exclude=None)
@@ -248,8 +216,32 @@ class Space:
             while len(stages) <= stage:
                 stages.append([])
             stages[stage].append(target)
-        known = [{k: v for k, v in given.items() if level[k] < n} for n in range(len(stages))]
+        known = [[k for k in given if level[k] < n] for n in range(len(stages))]
         return list(zip(stages, known, strict=True))
+
+    def _name(self, target: Target) -> str:
+        """`@14` of a temporary, `out#1` of an output's store: several may have one tensor."""
+        name = target.shape.tensor.name
+        if target not in self.outputs:
+            return name
+        return f"{name}#{self.outputs.index(target)}"
+
+    def _target(self, name: str) -> tuple[Target, Expr | None]:
+        """A store by its name, with what loads it where it is a temporary."""
+        if not self._targets:
+            self._targets = {self._name(t): (t, None) for t in self.outputs}
+        if name not in self._targets:
+            g, c = self.graph, int(name[1:])
+            t = temporary(g, c, operand_type(g, c), [a for t in self.outputs for a in t.shape.axes])
+            self.accuracy.define(t.load, self._representative(c))
+            store = Store(t.tensor, t.axes, t.load.args[:-1], t.load)
+            self._targets[name] = Target(store, c), cast(t.load, g.classes[c].dtype)
+        return self._targets[name]
+
+    def _given(self, known: Iterable[int]) -> dict[int, Expr]:
+        """Loads of temporaries, by the class that each holds."""
+        loads = ((c, self._target(f"@{c}")[1]) for c in known)
+        return {c: load for c, load in loads if load is not None}
 
     def _used(
         self, roots: list[int], given: Mapping[int, Expr], exclude: int | None
@@ -288,7 +280,7 @@ class Space:
     ) -> list[list[Expr]]:
         """Terms at nominal sizes, for planning: their results are kept, so they are not counted."""
         tally, self.tally = self.tally, Tally()
-        exhaustive, self.exhaustive = self.exhaustive, None
+        exhaustive, self.exhaustive = self.exhaustive, False
         terms = self._terms(roots, split, given, dict(self._nominal_sizes()))
         self.tally, self.exhaustive = tally, exhaustive
         return terms
@@ -330,74 +322,70 @@ class Space:
         self.tally.counts.add(extractor.counts)
         terms = [extractor.terms.get(self.graph.find(r), []) for r in roots]
         terms = [_kept([*t, *map(extractor.unified, t)], coster) for t in terms]
-        if self.exhaustive is not None and not given:
+        if self.exhaustive and not given:
             terms = [self._without_guide(t, coster) for t in terms]
         return terms
 
     def _without_guide(self, guided: list[Expr], coster: Coster) -> list[Expr]:
         """The cheapest terms of a value among all terms of as many operators as the guided ones."""
-        assert self.exhaustive is not None
         bound = max(map(operators, guided))
         if bound > LARGEST:
             raise UsageError(
                 f"{self.program.name}: --exhaustive takes programs of at most {LARGEST} operators; "
                 f"this one has {bound}"
             )
-        done = enumerate_all(self.graph, guided[0], coster, bound, self.exhaustive.deadline)
-        self.exhaustive.runs.append(done)
+        done = enumerate_all(self.graph, guided[0], coster, bound, self.deadline)
+        self.tally.runs.append(done)
         merged = dict.fromkeys([*guided, *done.terms])
         return _ordered(merged, coster)[:KEEP]
 
     # -- kernels --------------------------------------------------------------------------------
 
-    def _group(
-        self, group: tuple[Target, ...], given: Mapping[int, Expr], sizes: Sizes
-    ) -> list[tuple[float, Branch]]:
-        """Branches that compute a group of stores, fastest predicted first."""
-        key = (tuple(t.number for t in group), tuple(t.shape for t in group), tuple(given), sizes)
-        if key not in self._grouped:
-            outer, self.tally = self.tally, Tally()
-            found = []
-            for branch in dict.fromkeys(self._branches(group, given, sizes)):
-                self.tally.assigned += 1
-                configs = self._ranked((branch,), sizes)
-                if configs:
-                    found.append((configs[0][1].time_us, branch))
-            found.sort(key=lambda f: (round(f[0], 4), _text(f[1])))
-            self._grouped[key] = found[:VARIANTS], self.tally
-            self.tally = outer
-        best, tally = self._grouped[key]
-        self.tally.include(key, tally)
-        return best
+    def splits(self, group: Group) -> list[frozenset[Axis]]:
+        """Which axes of a group's stores are split over programs: the parts of its search."""
+        axes = [frozenset(self._target(name)[0].shape.axes) for name in group.stores]
+        common = frozenset.intersection(*axes)
+        return list(dict.fromkeys(s & common for s in self._splits(frozenset().union(*axes))))
+
+    def explore(self, group: Group, part: int, sizes: Sizes) -> list[Option]:
+        """Branches for a group, split over programs in one way, fastest predicted first."""
+        split = self.splits(group)[part]
+        found = []
+        branches_of: dict[Branch, Branch] = {}
+        for branch, divisible in self._branches(group, split, sizes):
+            branches_of.setdefault(branch, divisible)
+        for branch, divisible in branches_of.items():
+            self.tally.assigned += 1
+            configs = self._ranked((branch,), sizes)
+            if configs:
+                found.append(Option(configs[0][1].time_us, branch, divisible))
+        return fastest(found)
 
     def _branches(
-        self, group: tuple[Target, ...], given: Mapping[int, Expr], sizes: Sizes
-    ) -> Iterator[Branch]:
-        stored = frozenset(a for t in group for a in t.shape.axes)
-        numbers = tuple(t.number for t in group)
-        below = {k: v for k, v in given.items() if k not in numbers}
-        common = stored.intersection(*(t.shape.axes for t in group))
-        for split in dict.fromkeys(s & common for s in self._splits(stored)):
-            terms = self._terms(numbers, split, below, dict(sizes))
-            if any(not t for t in terms):
-                continue
-            cut = bool(below)
-            terms = [self._accurate(t, e, cut) for t, e in zip(group, terms, strict=True)]
-            if any(not t for t in terms):
-                continue
-            for choice in _choices(terms):
-                stores = tuple(
-                    replace(t.shape, value=_stored(e, t.shape.tensor.dtype))
-                    for t, e in zip(group, choice, strict=True)
-                )
-                for branch in branches(stores, split, dict(sizes)):
-                    yield branch
-                    yield from self._one_pass(branch)
+        self, group: Group, split: frozenset[Axis], sizes: Sizes
+    ) -> Iterator[tuple[Branch, Branch]]:
+        """Branches, each with the form of it that may be divided."""
+        targets = [self._target(name)[0] for name in group.stores]
+        known = self._given(group.known)
+        terms = self._terms(tuple(t.number for t in targets), split, known, dict(sizes))
+        if any(not t for t in terms):
+            return
+        terms = [self._accurate(t, e, bool(known)) for t, e in zip(targets, terms, strict=True)]
+        if any(not t for t in terms):
+            return
+        for choice in _choices(terms):
+            stores = tuple(
+                replace(t.shape, value=_stored(e, t.shape.tensor.dtype))
+                for t, e in zip(targets, choice, strict=True)
+            )
+            for branch in branches(stores, split, dict(sizes)):
+                yield branch, branch
+                yield from self._one_pass(branch)
 
-    def _one_pass(self, branch: Branch) -> Iterator[Branch]:
+    def _one_pass(self, branch: Branch) -> Iterator[tuple[Branch, Branch]]:
         """The branch with fewer passes over its looped axes, where shifts are found for that."""
         stores = robust = branch.stores
-        yield from self._without_statistics(branch)
+        yield from ((bare, bare) for bare in self._without_statistics(branch))
         for name, role in branch.roles:
             if role != "loop":
                 continue
@@ -412,8 +400,7 @@ class Space:
         if stores is not branch.stores:
             online = replace(branch, stores=stores)
             if illegal(online) is None:
-                self._splittable[online] = replace(branch, stores=robust)
-                yield online
+                yield online, replace(branch, stores=robust)
 
     def _without_statistics(self, branch: Branch) -> Iterator[Branch]:
         """The branch with a constant for a statistic that cancels out of its values."""
@@ -426,21 +413,21 @@ class Space:
                     roles = tuple((n, r) for n, r in branch.roles if n in names)
                     yield replace(bare, roles=roles)
 
-    def _divided(self, branch: Branch, sizes: Sizes) -> tuple[Branch, Branch] | None:
+    def _divided(self, option: Option, sizes: Sizes) -> tuple[Branch, Branch] | None:
         """The branch as a kernel a part and one that merges, if that is predicted to be faster."""
-        key = (branch, sizes)
+        key = (option.branch, option.divisible, sizes)
         if key not in self._pairs:
             outer, self.tally = self.tally, Tally()
-            self._pairs[key] = self._best_split(branch, sizes), self.tally
+            self._pairs[key] = self._best_split(option, sizes), self.tally
             self.tally = outer
         pair, tally = self._pairs[key]
         self.tally.include(key, tally)
         return pair
 
-    def _best_split(self, branch: Branch, sizes: Sizes) -> tuple[Branch, Branch] | None:
-        (_, whole), *_ = self._ranked((branch,), sizes)
+    def _best_split(self, option: Option, sizes: Sizes) -> tuple[Branch, Branch] | None:
+        (_, whole), *_ = self._ranked((option.branch,), sizes)
         best, least = None, whole.time_us * WORTH_SPLITTING
-        source = self._splittable.get(branch, branch)
+        source = option.divisible
         looped = [a for a in source.axes if source.role(a) == "loop"]
         for k, parts in product(looped, _parts(whole.programs, int(self.profile.multiprocessors))):
             pair = divided(source, k, parts)
@@ -566,17 +553,13 @@ def _choices(terms: list[list[Expr]]) -> Iterator[tuple[Expr, ...]]:
             yield (*base[:position], other, *base[position + 1 :])
 
 
-def _variants(grouped: Sequence[Sequence[Sequence[Branch]]]) -> Iterator[list[list[Branch]]]:
+def _variants(grouped: Sequence[Sequence[Sequence[Option]]]) -> Iterator[list[list[Option]]]:
     """The best branch of every group; then one group's next best at a time."""
     base = [[options[0] for options in stage] for stage in grouped]
     yield base
     for i, stage in enumerate(grouped):
         for j, options in enumerate(stage):
-            for other in options[1:VARIANTS]:
+            for other in options[1:]:
                 changed = [list(s) for s in base]
                 changed[i][j] = other
                 yield changed
-
-
-def _text(branch: Branch) -> str:
-    return repr((branch.roles, [s.value.digest for s in branch.stores]))
