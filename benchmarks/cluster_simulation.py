@@ -105,14 +105,12 @@ def simulate(
     folder: Path, workers: int, copies: int, journals: Path
 ) -> tuple[Simulated, float, int]:
     results, seconds = recorded(folder)
-    sizes = next(tuple(map(tuple, json.loads(k)[1][-1])) for k in results if "explore" in k)
-    all_sizes = list(dict.fromkeys(_sizes(k) for k in results if json.loads(k)[0] == "assemble"))
-    assert sizes in all_sizes
+    sizes = list(dict.fromkeys(_sizes(k) for k in results if json.loads(k)[0] == "assemble"))
     executor = Simulated(workers, results, seconds)
     sources = []
     for n in range(copies):
         journal = Journal.open(journals / f"{n}.jsonl", ("simulated", n), resume=False)
-        sources.append(Replayed(str(n), all_sizes, 8, None, journal))
+        sources.append(Replayed(str(n), sizes, 8, None, journal))
     scheduler = Scheduler(executor)
     scheduler.run(sources)
     return executor, sum(s for _, s, _ in scheduler.durations), len(scheduler.durations)

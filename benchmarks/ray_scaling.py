@@ -1,13 +1,14 @@
 """What Ray costs and gains: one large search on each executor, and many specs together.
 
-    python benchmarks/ray_scaling.py [--record FILE]     large_search.py, in turn: stopped at 10 s,
-                                                         in this process, pool of 2, Ray of 1 and 2
-    python benchmarks/ray_scaling.py --specs 20          so many specs together, on Ray of 2
+    python benchmarks/ray_scaling.py                  large_search.py, in turn: stopped at 10 s,
+                                                      in this process, pool of 2, Ray of 1 and 2
+    python benchmarks/ray_scaling.py --specs 20       so many specs together, on Ray of 2
+    python benchmarks/ray_scaling.py --record FOLDER  its journal and each task's seconds, for
+                                                      cluster_simulation.py: nothing is pruned
 
 'seconds' run from workers that are up to ranked µGraphs; 'start' is what getting them up took;
 'task s' and 'task cpu' sum what tasks took in the workers, 'driver cpu' what this process took.
-Every row is a process of its own. `--record` keeps the journal and each task's seconds, for
-cluster_simulation.py. Exits 1 where winners differ.
+Every row is a process of its own. Exits 1 where winners differ.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ from superopt.pipeline import tuned_sizes
 from superopt.process import ONE_THREAD
 from superopt.search.driver import Options, choices, conclude, open_frontier
 from superopt.search.executor import Executor, InProcess
+from superopt.search.frontier import Frontier
+from superopt.search.journal import Journal
 from superopt.search.pool import ProcessPool
 from superopt.search.ray_cluster import RayExecutor
 from superopt.search.scheduler import Scheduler
+from superopt.search.tasks import setup_of
 from superopt.spec import load_specs
 
 HERE = Path(__file__).parent
@@ -63,14 +67,13 @@ def started(runs: Executor, workers: int) -> float:
     return time.monotonic() - start
 
 
-def measure(row: str, record: Path | None) -> dict[str, Any]:
+def measure(row: str) -> dict[str, Any]:
     """One search, in this process; its figures."""
     kind, workers, limit = ROWS[row]
     (spec,) = load_specs(LARGE)
     program = trace(spec).program
     sizes = tuned_sizes(program, spec)
-    journal = None if record is None else record / "journal.jsonl"
-    options = Options(load_profile("h200"), sizes, limit, journal=journal)
+    options = Options(load_profile("h200"), sizes, limit)
     with executor(kind, workers) as runs:
         start = started(runs, workers)
         begin = time.monotonic()
@@ -78,8 +81,6 @@ def measure(row: str, record: Path | None) -> dict[str, Any]:
         scheduler.run([frontier])
         outcome = conclude(program, options, frontier)
         seconds = time.monotonic() - begin
-    if record is not None:
-        (record / "durations.json").write_text(json.dumps(scheduler.durations))
     winners = [(s, c.text, c.at[s][0]) for s, c in choices(outcome.candidates, sizes)]
     return {
         "start": start,
@@ -94,13 +95,32 @@ def measure(row: str, record: Path | None) -> dict[str, Any]:
     }
 
 
-def large(record: Path | None) -> int:
+class Unbounded(Frontier):
+    """Looks at all that others may look at, whenever they learn of the best found."""
+
+    def _bar(self, sizes: Any) -> float:
+        return float("inf")
+
+
+def record(folder: Path) -> int:
+    (spec,) = load_specs(LARGE)
+    program = trace(spec).program
+    setup = setup_of(program, load_profile("h200"), False, False)
+    sizes = tuned_sizes(program, spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal.open(folder / "journal.jsonl", (program, sizes), resume=False)
+    scheduler = Scheduler(InProcess())
+    scheduler.run([Unbounded(setup, sizes, 8, None, journal)])
+    (folder / "durations.json").write_text(json.dumps(scheduler.durations))
+    used = sum(used for *_, used in scheduler.durations)
+    print(f"{len(scheduler.durations)} tasks, {used:.1f} s of CPU time")
+    return 0
+
+
+def large() -> int:
     results = {}
     for row in ROWS:
         command = [sys.executable, __file__, "--row", row]
-        if record is not None and row == "in process":
-            record.mkdir(parents=True, exist_ok=True)
-            command += ["--record", str(record)]
         done = subprocess.run(
             command, env=ONE_THREAD | os.environ, stdout=subprocess.PIPE, check=True, text=True
         )
@@ -160,9 +180,11 @@ def main() -> int:
     parser.add_argument("--specs", type=int)
     options = parser.parse_args()
     if options.row is not None:
-        print(json.dumps(measure(options.row, options.record)))
+        print(json.dumps(measure(options.row)))
         return 0
-    return large(options.record) if options.specs is None else together(options.specs)
+    if options.record is not None:
+        return record(options.record)
+    return large() if options.specs is None else together(options.specs)
 
 
 if __name__ == "__main__":
