@@ -351,6 +351,11 @@ PAIRS: dict[str, tuple[Callable, Callable, bool]] = {
         lambda x: torch.maximum(x.exp().amax(-1), (2 * x[:, 0]).exp()),
         True,
     ),
+    "a view of a view": (
+        lambda x: x.view(8, 5, 8).flatten(1).view(4, 2, 40).exp().sum(-1).view(8),
+        lambda x: x.exp().sum(-1),
+        True,
+    ),
     "a steep exponential": (lambda x: (x / 8e-6).exp(), lambda x: (125000 * x).exp(), True),
     "the second largest": (
         lambda x: x.masked_fill(x == x.amax(-1, keepdim=True), -torch.inf).amax(-1),

@@ -292,6 +292,9 @@ class Forms:
                 return whole if a.kind == "quotient" else rest
         if q == poly(0) and self.follows(facts, both(le(r, 0), lt(-r, by))):
             return q if a.kind == "quotient" else r  # towards 0, as C does
+        if q != poly(0) and self.follows(facts, both(le(0, q * by + r), le(0, r), lt(0, by))):
+            rest = poly(Atom(a.kind, (r, by)))
+            return q + rest if a.kind == "quotient" else rest
         return None
 
     # -- reductions ------------------------------------------------------------------------------
