@@ -122,7 +122,20 @@ class Forms:
                 else:
                     term = term * power(self.factor(f, facts), self.snapped(e))
             result = result + term
-        return self.joined(self.rounded(result), facts)
+        return self.joined(self.exponents(self.rounded(result), facts), facts)
+
+    def exponents(self, x: Real, facts: Cond) -> Real:
+        """exp(sum[A] f) * exp(sum[B] f) as exp(sum[A or B] f)."""
+        result = real(0)
+        for p, c in x.terms:
+            raised = [(f.args[0], e) for f, e in p if f.kind == "exp"]
+            whole = sum((t * real(e) for t, e in raised), real(0))
+            if len(raised) > 1 and (joined := self.joined(whole, facts)) != whole:
+                rest = tuple(t for t in p if t[0].kind != "exp")
+                result = result + Real(((rest, c),)) * exponential(joined)
+            else:
+                result = result + Real(((p, c),))
+        return result
 
     def rounded(self, x: Real) -> Real:
         """The value with its constants as they were first seen."""
@@ -191,7 +204,10 @@ class Forms:
         if split is not None and law("an index as two"):
             return self.tidy(over(f.kind, *split), facts)
         names, domain, body = self.fused(list(names), self.condition(domain, facts), body, facts)
-        names, domain, body = shifted(names, self.domain(domain, names, facts), body)
+        domain = self.domain(domain, names, facts)
+        names, domain, body = shifted(names, domain, body)
+        if any(g.kind in REDUCTIONS for g in factors_in([body])):  # of other indices than before
+            body = self.tidy(body, both(facts, domain))
         if domain == FALSE and f.kind == "sum":
             return real(0)
         for n in names:
@@ -555,11 +571,12 @@ def shifted(names: list[str], domain: Cond, body: Real) -> tuple[list[str], Cond
                 free = away_from <= body.names - {*names}
                 if own in i.atoms and own not in rest.atoms and free:
                     away[rest] = None
-        if not away or poly(0) in away or not law("a shifted index"):
+        if not away or list(away) == [poly(0)]:
             continue
         ways = [{own: poly(own) - rest} for rest in away]
         way = min(ways, key=lambda w: changed(body, w).key)
-        domain, body = cond_changed(domain, way), changed(body, way)
+        if way[own] != poly(own) and law("a shifted index"):
+            domain, body = cond_changed(domain, way), changed(body, way)
     return names, domain, body
 
 
