@@ -147,8 +147,9 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-@pytest.mark.parametrize("address", [f"127.0.0.1:{free_port()}", "nowhere"])
-def test_a_cluster_that_is_not_there(address: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "nowhere"])
+def test_a_cluster_that_is_not_there(host: str, tmp_path: Path) -> None:
+    address = host if host == "nowhere" else f"{host}:{free_port()}"
     done = call("search", EXAMPLES / "lora.py", "--ray", address, "--out", tmp_path)
     assert done.exit_code == 2, done.output
     assert done.stderr.startswith(f"error: no Ray cluster at {address!r}: ")
