@@ -63,19 +63,26 @@ def contraction(e: Expr) -> tuple[Expr, Expr] | None:
 
 
 class Coster:
-    """The cost of terms for one choice of grid axes."""
+    """The cost of terms for one choice of grid axes, in billionths of a nanosecond.
+
+    Whole numbers: equal work costs the same in whichever order it is added up.
+    """
 
     def __init__(self, volume: Volume, weights: Weights) -> None:
         self.volume = volume
         self.weights = weights
-        self.own: dict[Expr, float] = {}
-        self.total: dict[Expr, float] = {}
+        self.own: dict[Expr, int] = {}
+        self.products: dict[Expr, Expr] = {}  # what each contraction met so far sums
+        self.below: dict[Expr, frozenset[Expr]] = {}  # the nodes of terms, themselves included
+        self.total: dict[Expr, int] = {}
         self.depth: dict[Expr, int] = {}
 
-    def node(self, e: Expr) -> float:
+    def node(self, e: Expr) -> int:
         cost = self.own.get(e)
         if cost is None:
-            cost = self.own[e] = self._node(e)
+            cost = self.own[e] = round(self._node(e) * 1e18)
+            if contraction(e) is not None:
+                self.products[e] = _product_of(e)
         return cost
 
     def _node(self, e: Expr) -> float:
@@ -95,19 +102,45 @@ class Coster:
             return 0.0
         return self.volume(e.free) * OPS[e.op].cost * w.scalar
 
-    def __call__(self, e: Expr) -> float:
+    def __call__(self, e: Expr) -> int:
         cost = self.total.get(e)
         if cost is None:
-            nodes = toposort(e)
-            products = {_product_of(n) for n in nodes if contraction(n) is not None}
-            cost = self.total[e] = sum(self.node(n) for n in nodes if n not in products)
+            nodes = self._nodes(e)
+            cost = sum(map(self.node, nodes))
+            products = {self.products[n] for n in nodes & self.products.keys()}
+            cost -= sum(map(self.node, products))
+            self.total[e] = cost
         return cost
+
+    def _nodes(self, e: Expr) -> frozenset[Expr]:
+        """All nodes of a term; those of terms in it that have been looked at are known."""
+        found: set[Expr] = set()
+        stack = [e]
+        while stack:
+            n = stack.pop()
+            if n in found:
+                continue
+            if (known := self.below.get(n)) is not None:
+                found |= known
+            else:
+                found.add(n)
+                stack.extend(n.args)
+        self.below[e] = frozenset(found)
+        return self.below[e]
 
     def passes(self, e: Expr) -> int:
         """How many reductions follow one another, each of which uses the result of the last."""
-        for n in toposort(e) if e not in self.depth else ():
-            below = max((self.depth[a] for a in n.args), default=0)
-            self.depth[n] = below + (n.op == "reduce")
+        stack = [e]
+        while stack:
+            n = stack[-1]
+            missing = [] if n in self.depth else [a for a in n.args if a not in self.depth]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if n not in self.depth:
+                below = max((self.depth[a] for a in n.args), default=0)
+                self.depth[n] = below + (n.op == "reduce")
         return self.depth[e]
 
 

@@ -50,6 +50,7 @@ PREFIX = (0, 2, 3, 5, 6)  # the sampled indices that a loop has met before the s
 CHECKED = ((0,), (5,), (1, 4), PREFIX)  # such indices on which a law is run
 MOST_AUXILIARIES = 3  # of one body
 MOST_FACTORS = 5
+GLANCE = 16  # rows of a first fit
 ROWS = 48  # sample rows at which terms are compared
 FEWEST_ROWS = 6
 EXACT = 1e-8  # relative residual of a fit
@@ -279,6 +280,8 @@ class _Question:
             found = self._linear()
             if found is not None and self._holds(found):
                 return found
+            if monoid == "sum":
+                return None  # what moves a sum of any part of the indices is linear in it
         found = self._power() if monoid == "prod" else self._whole()
         return found if found is not None and self._holds(found) else None
 
@@ -533,14 +536,18 @@ def _times(a: Expr, b: Expr) -> Expr:
 
 
 def _outside_markers(root: Expr, stop: Sequence[Expr] = ()) -> list[Expr]:
-    """The nodes of an expression, but those within markers and within any of `stop`."""
+    """The nodes of an expression, but those within markers and within any of `stop`.
+
+    Of an online reduction only the reduction that it equals is looked at.
+    """
     found: dict[Expr, None] = {}
     stack = [root]
     while stack:
         e = stack.pop()
         if e not in found:
             found[e] = None
-            stack.extend(() if e.op in MARKERS or e in stop else e.args)
+            below = e.args[:1] if e.op == "online" else e.args
+            stack.extend(() if e.op in MARKERS or e in stop else below)
     return list(found)
 
 
@@ -577,14 +584,15 @@ def _fit(y: Array, columns: list[Array], moved: Array) -> tuple[Array, Array] | 
     rows = np.flatnonzero(usable)
     if moved[rows].sum() < FEWEST_ROWS:
         return None
-    x, y, size = x[rows], y[rows], size[rows]
-    u, s, vt = np.linalg.svd(x / size, full_matrices=False)
-    projected = np.einsum("rkm,rk->rm", u, y)
-    left = y - np.einsum("rkm,rm->rk", u, projected)
-    scale = np.abs(y).max(axis=1) + np.abs(projected).max(axis=1)
-    clear = s[:, -1] > DISTINCT * s[:, 0]
-    if (np.abs(left).max(axis=1) > EXACT * scale)[clear].any():
-        return None
+    for first in (rows[:GLANCE], rows):  # most columns fail at once
+        u, s, vt = np.linalg.svd(x[first] / size[first], full_matrices=False)
+        projected = np.einsum("rkm,rk->rm", u, y[first])
+        left = y[first] - np.einsum("rkm,rm->rk", u, projected)
+        scale = np.abs(y[first]).max(axis=1) + np.abs(projected).max(axis=1)
+        clear = s[:, -1] > DISTINCT * s[:, 0]
+        if (np.abs(left).max(axis=1) > EXACT * scale)[clear].any():
+            return None
+    size = size[rows]
     with np.errstate(all="ignore"):
         inverse = vt / s[:, :, None] / size
         values = np.einsum("rmc,rm->rc", inverse, projected)

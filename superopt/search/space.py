@@ -45,7 +45,7 @@ class Target:
 
     shape: Store
     number: int
-    written: Expr | None = None  # as the program computes it, where it is an output
+    written: Expr  # a form of it to judge others by: the program's own where it has one
 
 
 Stages = list[tuple[list[Target], list[int]]]
@@ -233,9 +233,10 @@ class Space:
         if name not in self._targets:
             g, c = self.graph, int(name[1:])
             t = temporary(g, c, operand_type(g, c), [a for t in self.outputs for a in t.shape.axes])
-            self.accuracy.define(t.load, self._representative(c))
+            written = self._representative(c)
+            self.accuracy.define(t.load, written)
             store = Store(t.tensor, t.axes, t.load.args[:-1], t.load)
-            self._targets[name] = Target(store, c), cast(t.load, g.classes[c].dtype)
+            self._targets[name] = Target(store, c, written), cast(t.load, g.classes[c].dtype)
         return self._targets[name]
 
     def _given(self, known: Iterable[int]) -> dict[int, Expr]:
@@ -453,12 +454,12 @@ class Space:
         return True
 
     def _accurate(self, target: Target, terms: list[Expr], cut: bool) -> list[Expr]:
-        """An output's terms but those that lose precision where the program does not; note these.
+        """A target's terms but those that lose precision where the program does not; note these.
 
         The program's own form stays among them: sums that the algebra has regrouped may round to
         the other side of a comparison.
         """
-        if target.written is None or self.allow_unsafe:
+        if self.allow_unsafe:
             return terms
         verdicts = list(zip(terms, self.accuracy.as_good(terms, target.written), strict=True))
         lossy = [t for t, safe in verdicts if not safe]
