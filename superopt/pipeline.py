@@ -270,7 +270,9 @@ def ranked_run(spec: Spec, settings: Settings, traced: Traced, outcome: Outcome)
     """A run of which the search is done, and nothing else."""
     profile, sizes = load_profile(settings.target), tuned_sizes(traced.program, spec)
     known = {s: baselines(traced.program, dict(s), profile) for s in sizes}
-    return Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
+    run = Run(spec, settings, profile, traced, sizes, outcome, known, outcome.stop_reason)
+    run.left = list(outcome.candidates)
+    return run
 
 
 def settle(run: Run, helpers: Helpers) -> None:
@@ -278,6 +280,9 @@ def settle(run: Run, helpers: Helpers) -> None:
     helpers.proving.start()  # it loads Triton while candidates are compiled
     try:
         _settle(run, lambda picked: _try(run, picked, helpers))
+        if not run.source:
+            _as_written(run)
+            _settle(run, lambda picked: _try(run, picked, helpers))
     except KeyboardInterrupt:
         run.stop_reason = "interrupted"
     run.refitted = refit(run.profile, _cases(run)) if run.settings.measure else None
@@ -346,9 +351,18 @@ class Slower(Exception):
 Attempt = Callable[[Sequence[tuple[Sizes, Candidate]]], Candidate | None]
 
 
+def _as_written(run: Run) -> None:
+    """Candidates that compute what the program says as it says it, where all others are refused."""
+    options = options_for(run.spec, run.settings, run.program)
+    with run.phase("search as written"):
+        outcome = search_program(run.program, replace(options, algebra=False))
+    known = {c.graph for c in run.outcome.candidates}
+    run.left = [c for c in outcome.candidates if c.graph not in known]
+    run.outcome.candidates += run.left
+
+
 def _settle(run: Run, attempt: Attempt) -> None:
     """Let `attempt` try the best candidates until it refuses none of those that it is given."""
-    run.left = list(run.outcome.candidates)
     while picked := choices(run.left, run.sizes):
         try:
             refused = attempt(picked)

@@ -44,6 +44,7 @@ class Options:
     journal: Path | None = None  # where finished tasks are kept
     resume: bool = False  # take up the journal's results instead of starting anew
     task_limit: float = TASK_LIMIT_S  # a task that takes longer is stopped
+    algebra: bool = True  # rewrite what is computed; else only how
 
 
 @dataclass
@@ -106,7 +107,8 @@ def search_program(
 
 def open_frontier(program: Program, options: Options) -> Frontier:
     """The tasks of a search."""
-    setup = setup_of(program, options.profile, options.allow_unsafe, options.exhaustive)
+    how = options.allow_unsafe, options.exhaustive, options.algebra
+    setup = setup_of(program, options.profile, *how)
     journal = None
     if options.journal is not None:
         journal = Journal.open(

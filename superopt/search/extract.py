@@ -154,12 +154,15 @@ def _product_of(dot: Expr) -> Expr:
 
 @dataclass
 class Extractor:
-    """Terms of the classes, cheapest first. `given`: classes that are loaded from temporaries."""
+    """Terms of the classes, cheapest first. `given`: classes that are loaded from temporaries.
+
+    Without `accuracy` each class gets its cheapest term alone.
+    """
 
     graph: EGraph
     cost: Coster
     given: Mapping[int, Expr]
-    accuracy: Accuracy
+    accuracy: Accuracy | None
     counts: Counts = field(default_factory=Counts)
     terms: dict[int, list[Expr]] = field(default_factory=dict)
     accurate: dict[int, Expr] = field(default_factory=dict)  # the cheapest accurate term
@@ -236,8 +239,8 @@ class Extractor:
         A safe and an unsafe form have the same real-number value: cost alone would drop the safe
         one. What costs a product more may be what a loop computes in one pass.
         """
-        if len(ordered) < 2:
-            return ordered
+        if self.accuracy is None or len(ordered) < 2:
+            return ordered[:1]
         best = ordered[:KEEP]
         safe = [t for t, ok in zip(ordered, self.accuracy.safe(ordered), strict=True) if ok]
         self.accurate[c] = min(safe or ordered, key=self.cost)

@@ -28,6 +28,7 @@ SCALES = (4.0, 4.0, 60.0, 0.3, 4.0, 0.0, 60.0, 1e-9)  # of a world's floats: far
 # thresholds are; clamps by an epsilon matter where all is zero, or nearly
 ONE_SIGNED = 4  # of these, in turn: a row's maximum is hardly ever negative otherwise
 WORLDS = 32  # contents of memory: comparisons fall both ways in some of them
+MOST_HELD = 1 << 27  # bytes of values, beyond which they are forgotten
 Array = np.ndarray[Any, Any]
 
 
@@ -55,6 +56,8 @@ class Fingerprints:
         self.scales = scales or self._ordinary
         self.values: dict[Expr, Array] = {}
         self.dims: dict[Axis, int] = {}  # an axis's dimension from the right, in all arrays
+        self._held: list[Expr] = []  # what can be computed again,
+        self._bytes = 0  # and takes so much
 
     def _ordinary(self, name: str) -> tuple[Array, Array]:
         """The worlds' scales and offsets; in some all floats are negative, or positive, or all of
@@ -86,8 +89,18 @@ class Fingerprints:
                 stack.extend(missing)
                 if not missing:
                     with np.errstate(all="ignore"):
-                        self.values[node] = self._node(node)
+                        made = self.values[node] = self._node(node)
+                    self._held.append(node)
+                    self._bytes += made.nbytes
         return self.values[root]
+
+    def trim(self) -> None:
+        """Forget what was computed where it is too much; not within `value`."""
+        if self._bytes > MOST_HELD:
+            for node in self._held:
+                del self.values[node]
+            self._held.clear()
+            self._bytes = 0
 
     def key(self, root: Expr) -> bytes:
         """Equal for terms of equal value, free axes and kind."""
@@ -240,6 +253,7 @@ class Accuracy:
         self.exact = Fingerprints(seed, np.float64, len(HOSTILE), scales)
         self.working = Fingerprints(seed, np.float32, len(HOSTILE), scales)
         self.known: dict[tuple[Expr, Expr], Array] = {}
+        self._finite: dict[Expr, int] = {}
 
     def define(self, loaded: Expr, term: Expr) -> None:
         """A load of a temporary has the value of what is stored there, rounded to its type."""
@@ -255,11 +269,19 @@ class Accuracy:
         key = (term, reference)
         if key not in self.known:
             self.known[key] = relative_errors(self.exact.value(reference), self.working.value(term))
+            self.exact.trim()
+            self.working.trim()
         return self.known[key]
+
+    def finite(self, term: Expr) -> int:
+        """How many of a term's values are numbers in float64."""
+        if term not in self._finite:
+            self._finite[term] = int(np.isfinite(self.exact.value(term)).sum())
+        return self._finite[term]
 
     def safe(self, terms: Sequence[Expr]) -> list[bool]:
         """Which of some equal terms are in worlds of every kind about as accurate as the best."""
-        reference = max(terms, key=lambda t: int(np.isfinite(self.exact.value(t)).sum()))
+        reference = max(terms, key=lambda t: (self.finite(t), t.digest))
         return self._within(
             terms, np.minimum.reduce([self.errors(t, reference) for t in terms]), reference
         )

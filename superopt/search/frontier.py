@@ -1,10 +1,11 @@
 """The search of one program as tasks: which cuts are still worth it, and what each needs.
 
 The uncut program is searched first. Its best times decide which cuts are looked at: those whose
-launches and bytes alone take no longer than what is worth keeping. Groups of stores that several
-cuts share are explored once. The best found so far, whoever found it, drops what is still to do and
-cannot be among those kept: as that is judged by a bound from below, it changes how much is
-enumerated, never what is kept.
+launches and bytes alone take no longer than what is worth keeping. Where the best of these has as
+many temporaries as any, the cuts that differ from it by one are next, and so on from the best of
+all. Groups of stores that several cuts share are explored once. The best found so far, whoever
+found it, drops what is still to do and cannot be among those kept: as that is judged by a bound
+from below, it changes how much is enumerated, never what is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
@@ -28,6 +29,7 @@ from superopt.search.found import (
     decode_sizes,
 )
 from superopt.search.journal import Journal
+from superopt.search.partition import MOST_TEMPORARIES, Candidate, cuts, neighbours
 from superopt.search.rules import Saturation
 from superopt.search.scheduler import Progressed
 from superopt.search.tasks import ASSEMBLE, EXPLORE, PLAN, Seen, Task
@@ -88,7 +90,8 @@ class Frontier:
         self._partial: set[tuple[Named, Sizes]] = set()  # groups of which a part was set aside
         self._dropped: dict[tuple[Named, Sizes], list[Task]] = {}  # parts not wanted so far
         self.saturation = Saturation("not run", 0, 0, 0, {})
-        self._bounds: list[Any] = []  # cuts, and the microseconds that each takes at least
+        self._candidates: list[Candidate] = []  # of which cuts are made
+        self._least: list[Any] = []  # by size: microseconds of any cut, and of each candidate
         self._first: dict[Sizes, list[float]] = {}  # the uncut program's shortest times
         self._times: dict[Sizes, list[tuple[float, tuple[str, ...]]]] = {s: [] for s in self.sizes}
         self._push(Task(PLAN, ((),)), 0)
@@ -230,7 +233,8 @@ class Frontier:
     def _planned(self, cut: Cut, result: Json) -> None:
         cut.plans = result["plans"]
         if not cut.classes:
-            self._bounds = result["cuts"]
+            self._candidates = [Candidate(**c) for c in result["candidates"]]
+            self._least = result["least_us"]
             self.saturation = Saturation(**result["saturation"])
         for (stores, known), parts in result["parts"]:
             group = tuple(stores), tuple(known)
@@ -282,24 +286,46 @@ class Frontier:
             return
         self._left -= 1
         if not cut.classes:
-            self._open()
+            bars = {s: self._first_bar(self._first.get(s, [])) for s in self.sizes}
+            self._open(cuts(self._candidates), bars)
+        elif not self._left:
+            bars = {s: self._bar(s) for s in self.sizes}
+            self._open([n for s in self.sizes for n in self._beside_best(s)], bars)
 
     # -- bounds -----------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        """The cuts that may still earn a place beside the uncut program, cheapest bound first."""
-        bars = {s: self._first_bar(self._first.get(s, [])) for s in self.sizes}
+    def _open(self, fresh: Iterable[Numbers], bars: Mapping[Sizes, float]) -> None:
+        """The cuts that may still earn a place beside those looked at, cheapest bound first."""
         todo = []
-        for classes, at in self._bounds:
-            cut, bounds = tuple(classes), dict(zip(self.sizes, at, strict=True))
+        for cut in dict.fromkeys(fresh):
+            if cut in self._cuts or cut in self._pruned:
+                continue
+            bounds = self._bounds(cut)
             if any(bounds[s] < bars[s] for s in self.sizes):
-                todo.append((sum(at), cut, bounds))
+                todo.append((sum(bounds.values()), cut, bounds))
             else:
                 self._pruned[cut] = None
-        for rank, (_, cut, bounds) in enumerate(sorted(todo, key=lambda row: row[:2]), 1):
+        first = len(self._cuts)
+        for rank, (_, cut, bounds) in enumerate(sorted(todo, key=lambda row: row[:2]), first):
             self._cuts[cut] = Cut(cut, rank, bounds)
             self._closed.append(self._cuts[cut])
         self._left += len(todo)
+
+    def _bounds(self, cut: Numbers) -> dict[Sizes, float]:
+        """Microseconds that a cut takes at least, by size."""
+        at = [n for n, c in enumerate(self._candidates) if c.number in cut]
+        least = (any_cut + sum(added[n] for n in at) for any_cut, added in self._least)
+        return dict(zip(self.sizes, least, strict=True))
+
+    def _beside_best(self, sizes: Sizes) -> list[Numbers]:
+        """Cuts beside the best at a size, where it has as many temporaries as the small sets."""
+        times = [
+            (min(round(f["time_us"], 4) for f in cut.found[sizes]), cut.rank, cut.classes)
+            for cut in self._cuts.values()
+            if cut.found[sizes]
+        ]
+        best = min(times, default=(0.0, 0, ()))[-1]
+        return neighbours(best, self._candidates) if len(best) >= MOST_TEMPORARIES else []
 
     def _first_bar(self, times: list[float]) -> float:
         """What the uncut program's shortest times leave worth a look."""

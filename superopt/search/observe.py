@@ -5,7 +5,7 @@ from __future__ import annotations
 from superopt.mugraph.expr import Expr
 from superopt.search.egraph import EGraph
 from superopt.search.extract import Coster, Extractor, Weights
-from superopt.search.fingerprint import Accuracy, Fingerprints
+from superopt.search.fingerprint import Fingerprints
 
 
 def merge_equal(g: EGraph) -> int:
@@ -31,6 +31,6 @@ def merge_equal(g: EGraph) -> int:
 def _representatives(g: EGraph) -> dict[int, Expr]:
     """A small term for each class."""
     unit = Coster(lambda free: 1.0, Weights(1.0, 1.0, 1.0))
-    extractor = Extractor(g, unit, {}, Accuracy())
+    extractor = Extractor(g, unit, {}, None)
     extractor.run(list(g.classes))
     return {c: terms[0] for c, terms in extractor.terms.items() if terms}

@@ -23,7 +23,6 @@ from superopt.mugraph.expr import (
     MARKERS,
     Axis,
     Expr,
-    Reduction,
     body_of,
     const,
     make,
@@ -51,7 +50,8 @@ from superopt.search.shift import Law, Shifts, after, before, combined, replaced
 
 Tiles = tuple[tuple[int, ...], ...]
 TILES: Tiles = ((0,), (1, 2), (3, 4, 5), (6, 7))  # the sampled indices, as a loop may meet them
-HALVES: tuple[Tiles, ...] = (TILES[:2], TILES[2:])
+HIDDEN: Tiles = ((),)  # one tile, of which a mask hides all: a part may lie past the range's end
+PARTS: tuple[Tiles, ...] = (TILES[:2], TILES[2:], HIDDEN)
 MOST_FORMS = 2  # sets of auxiliaries
 MOST_SUBSETS = 16  # of auxiliaries that are tried to be zero
 CLOSE = 1e-6  # of float64 runs of the loop and of the plain reductions
@@ -207,16 +207,11 @@ class LoopAccuracy(Accuracy):
 
 @dataclass
 class _Builder:
-    """Online nodes for some laws.
-
-    `counted`: a mean is that of the indices so far. `moved`: after the loop, accumulators are moved
-    from the plain number that a guard has put to what the statistic then is.
-    """
+    """Online nodes for some laws. `counted`: a mean is that of the indices so far."""
 
     k: Axis
     laws: dict[Expr, Law]
     counted: bool
-    moved: bool
     guards: dict[Expr, Guard] = field(default_factory=dict)
     made: dict[Expr, Expr] = field(default_factory=dict)
 
@@ -288,10 +283,13 @@ class _Builder:
         start = self.start(s)
         return value if start == 0 and self.extremes(s) else _guarded(value, start)
 
-    def final(self, r: Expr) -> Expr:
-        """The reduction's value after the loop."""
+    def final(self, r: Expr, moved: bool) -> Expr:
+        """The reduction's value after the loop.
+
+        `moved`: from the plain number that a guard has put to what the statistic then is.
+        """
         node = self.node(r)
-        if not self.moved:
+        if not moved:
             return node
         law = self.laws[r]
         mapping: dict[Expr, Expr] = {}
@@ -415,14 +413,21 @@ def _form(
     stores: tuple[Store, ...], full: Sample, laws: dict[Expr, Law], splits: bool
 ) -> Form | None:
     """The simplest form that is right; `splits`: also in parts that are merged."""
-    wanted = [np.asarray(full.value(s.value), np.float64) for s in stores]
-    parts = ((TILES,), HALVES) if splits else ((TILES,),)
+    parts = ((TILES,), PARTS) if splits else ((TILES,),)
+    wanted = [np.asarray(full.value(s.value), np.float64) for s in stores] * len(parts)
+    settled: dict[bool, _Builder] = {}
+    ran: dict[tuple[bool, bool], tuple[tuple[Store, ...], list[Array]]] = {}
     for strict, moved, counted in product((True, False), (False, True), (True, False)):
-        builder = _settled(full, laws, _Builder(full.k, {}, counted, moved), parts)
-        values = {r: builder.final(r) for r in builder.laws}
-        new = tuple(replace(s, value=replaced(s.value, values)) for s in stores)
-        runs = ((run(s.value, full, p), w) for p in parts for s, w in zip(new, wanted, strict=True))
-        if new != stores and all(agrees(got, w, strict) for got, w in runs):
+        if counted not in settled:
+            settled[counted] = _settled(full, laws, _Builder(full.k, {}, counted), parts)
+        builder = settled[counted]
+        if (moved, counted) not in ran:
+            values = {r: builder.final(r, moved) for r in builder.laws}
+            new = tuple(replace(s, value=replaced(s.value, values)) for s in stores)
+            runs = [run(s.value, full, p) for p in parts for s in new] if new != stores else []
+            ran[moved, counted] = new, runs
+        new, runs = ran[moved, counted]
+        if runs and all(agrees(got, w, strict) for got, w in zip(runs, wanted, strict=True)):
             return Form(new, tuple(builder.laws.values()), splits)
     return None
 
@@ -558,12 +563,13 @@ def _looped(group: list[Expr], full: Sample, tiles: Tiles) -> State:
     state: State = {plain_of(g): _start(g, full) for g in group}
     for tile in tiles:
         chosen = tuple(n for n in tile if n < indices)
-        if not chosen:
+        if tile and not chosen:
             break
         known: dict[Expr, Array] = {prior(p): v for p, v in state.items()}
-        part = full.part(chosen, known)
+        part = full.part(chosen or (0,), known)
         for g in group:
-            state[plain_of(g)] = part.values[running(plain_of(g))] = _turn(g, part)
+            added = _added(g, part) if tile else _start(g, full)
+            state[plain_of(g)] = part.values[running(plain_of(g))] = _turn(g, part, added)
     return state
 
 
@@ -588,11 +594,13 @@ def _start(g: Expr, full: Sample) -> Array:
     return np.asarray(identity(g.attr.monoid, g.dtype), kind)
 
 
-def _turn(g: Expr, part: Sample) -> Array:
+def _added(g: Expr, part: Sample) -> Array:
+    """What a tile's indices add to an accumulator."""
+    return part.value(make("reduce", (body_of(g),), g.attr, g.dtype))
+
+
+def _turn(g: Expr, part: Sample, added: Array) -> Array:
     """An accumulator after a tile."""
     before = part.value(g.args[2]) if g.op == "online" else part.values[prior(g)]
-    spec: Reduction = g.attr
-    added = part.value(make("reduce", (body_of(g),), spec, g.dtype))
     with np.errstate(all="ignore"):
-        combine = OPS[MONOIDS[spec.monoid].combine].numpy
-        return np.asarray(combine(before, added))
+        return np.asarray(OPS[MONOIDS[g.attr.monoid].combine].numpy(before, added))

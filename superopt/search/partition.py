@@ -17,8 +17,17 @@ from superopt.mugraph import index as ix
 from superopt.mugraph.expr import Axis, Expr, Tensor, axis, load
 from superopt.search.egraph import EGraph
 
-MOST_CANDIDATES = 6
-MOST_TEMPORARIES = 3
+MOST_CANDIDATES = 12
+MOST_COMBINED = 6  # candidates of which every small set is a cut
+MOST_TEMPORARIES = 3  # of these sets
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A class worth a temporary. `product`: what the program writes at the end of a contraction."""
+
+    number: int
+    product: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def reducing(g: EGraph) -> set[int]:
 
 def candidates(
     g: EGraph, outputs: list[int], sizes: Mapping[str, int], most_elements: float
-) -> list[int]:
+) -> list[Candidate]:
     """Classes worth a temporary: those that the program itself writes first, then the most work.
 
     A class is looked at if it is a reduction, or a whole operand of one. Classes that only the
@@ -86,10 +95,28 @@ def candidates(
     ends: dict[object, list[tuple[bool, float, float, int]]] = {}
     for row in sorted(scored, key=lambda r: r[3]):
         ends.setdefault((row[:3], g.classes[row[3]].free), []).append(row)
-    kept = {
-        row for rows in ends.values() for row in (rows[0], rows[-1])
-    }  # first and last of a chain
-    return [c for *_, c in sorted(kept)[:MOST_CANDIDATES]]
+    last = {rows[-1] for rows in ends.values()}  # of a chain
+    kept = sorted(last | {rows[0] for rows in ends.values()})[:MOST_CANDIDATES]
+    return [Candidate(r[3], not r[0] and r in last and _contracts(g, r[3])) for r in kept]
+
+
+def _contracts(g: EGraph, c: int) -> bool:
+    """Whether a class is, but for what is done to each element, a sum of broadcast products."""
+    todo, seen = [c], {c}
+    while todo:
+        for n in g.classes[todo.pop()].nodes:
+            if n.op == "reduce":
+                body = g.classes[g.find(n.children[0])]
+                if any(
+                    m.op == "*" and all(g[x].free < body.free for x in m.children)
+                    for m in body.nodes
+                ):
+                    return True
+                continue
+            below = {g.find(x) for x in n.children if g[x].free == g[c].free} - seen
+            seen |= below
+            todo += below
+    return False
 
 
 def _below_reductions(g: EGraph) -> set[int]:
@@ -157,6 +184,14 @@ def operand_type(g: EGraph, c: int) -> str | None:
     return None
 
 
-def cuts(found: list[int]) -> list[tuple[int, ...]]:
-    """Sets of classes to store, smallest sets first."""
-    return [c for n in range(MOST_TEMPORARIES + 1) for c in combinations(found, n)]
+def cuts(found: Sequence[Candidate]) -> list[tuple[int, ...]]:
+    """Sets of classes to store, smallest sets first; last what is stored if only products are."""
+    some = [c.number for c in found[:MOST_COMBINED]]
+    small = [c for n in range(1, MOST_TEMPORARIES + 1) for c in combinations(some, n)]
+    return list(dict.fromkeys([*small, tuple(c.number for c in found if c.product)]))
+
+
+def neighbours(cut: Sequence[int], found: Sequence[Candidate]) -> list[tuple[int, ...]]:
+    """The sets that differ from one by one class."""
+    numbers = [c.number for c in found]
+    return [tuple(n for n in numbers if (n in cut) != (n == changed)) for changed in numbers]

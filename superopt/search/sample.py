@@ -71,6 +71,7 @@ class Sample(Fingerprints):
         super().__init__(seed, precision, worlds, scales)
         self.k, self.chosen = k, chosen
         self.light = light
+        self.lit = np.resize(light, worlds)
         self.hostile = scales is _ordinary  # else the worlds are the caller's
         if dims is not None:
             self.dims = dims
@@ -127,8 +128,7 @@ class Sample(Fingerprints):
         if a != self.k:
             return super().weight(a)
         weight = self.extent(a) / len(self.all_points())
-        light = np.resize(self.light, self.worlds)
-        return np.where(light, 1.0, weight) if light.any() else weight
+        return np.where(self.lit, 1.0, weight) if any(self.light) else weight
 
     def _load(self, node: Expr) -> Array:
         v = np.asarray(super()._load(node))

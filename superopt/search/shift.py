@@ -375,10 +375,12 @@ class _Question:
         finite = np.isfinite(np.asarray([a[:, 0] for a in atoms])).all(axis=0)
         y = np.where(finite[:, None], arrays[0], np.nan)
         moved = np.broadcast_to(atoms[0] != atoms[1], y.shape)[:, 0]
+        told = np.asarray(np.isfinite(y).all(axis=1))
+        fitted_by = [_Column.of(c, y.shape) for c in columns]
         for count in range(MOST_AUXILIARIES + 1):
             for others in combinations(range(1, len(options)), count):
                 used = [0, *others]
-                fitted = _fit(y, [columns[n] for n in used], moved)
+                fitted = _fit(y, [fitted_by[n] for n in used], told, moved)
                 if fitted is None:
                     continue
                 rows, values = fitted
@@ -570,39 +572,54 @@ def _factors(e: Expr) -> Iterator[Expr]:
             yield e
 
 
-def _fit(y: Array, columns: list[Array], moved: Array) -> tuple[Array, Array] | None:
+@dataclass(frozen=True)
+class _Column:
+    """What a fit may combine: a row of values each, its size, whether that is in range."""
+
+    values: Array
+    size: Array
+    usable: Array
+
+    @staticmethod
+    def of(values: Array, shape: tuple[int, ...]) -> _Column:
+        values = np.broadcast_to(values, shape)
+        size = np.abs(values).max(axis=1)
+        return _Column(values, size, (size > 1e-100) & (size < 1e100))
+
+
+def _fit(
+    y: Array, columns: Sequence[_Column], told: Array, moved: Array
+) -> tuple[Array, Array] | None:
     """Coefficients of columns that give y, row by row; None where some row has none.
 
-    Rows with values that are not finite, or too few to tell the coefficients, are left out; so are
-    those where rounding leaves little of a coefficient, but for a few.
+    Rows that are not `told`, or with too small or large values to tell the coefficients, are left
+    out; so are those where rounding leaves little of a coefficient, but for a few.
     """
-    x = np.stack([np.broadcast_to(c, y.shape) for c in columns], axis=-1)
-    if y.shape[1] < x.shape[-1] + 1:
+    if y.shape[1] < len(columns) + 1:
         return None
-    size = np.abs(x).max(axis=1, keepdims=True)
-    usable = np.isfinite(y).all(axis=1) & ((size > 1e-100) & (size < 1e100)).all(axis=(1, 2))
-    rows = np.flatnonzero(usable)
+    rows = np.flatnonzero(np.logical_and.reduce([told, *(c.usable for c in columns)]))
     if moved[rows].sum() < FEWEST_ROWS:
         return None
     for first in (rows[:GLANCE], rows):  # most columns fail at once
-        u, s, vt = np.linalg.svd(x[first] / size[first], full_matrices=False)
+        size = np.stack([c.size[first] for c in columns], axis=-1)[:, None, :]
+        x = np.stack([c.values[first] for c in columns], axis=-1)
+        u, s, vt = np.linalg.svd(x / size, full_matrices=False)
         projected = np.einsum("rkm,rk->rm", u, y[first])
         left = y[first] - np.einsum("rkm,rm->rk", u, projected)
         scale = np.abs(y[first]).max(axis=1) + np.abs(projected).max(axis=1)
         clear = s[:, -1] > DISTINCT * s[:, 0]
         if (np.abs(left).max(axis=1) > EXACT * scale)[clear].any():
             return None
-    size = size[rows]
     with np.errstate(all="ignore"):
         inverse = vt / s[:, :, None] / size
         values = np.einsum("rmc,rm->rc", inverse, projected)
         error = np.finfo(np.float64).eps * scale[:, None] * np.abs(inverse).max(axis=1)
         values = np.where(np.abs(values) < 10 * error, 0.0, values)
         worst = (error / np.where(values == 0, 1.0, np.abs(values))).max(axis=1)
-    told = clear & moved[rows]
-    if told.sum() < FEWEST_ROWS:
+    telling = clear & moved[rows]
+    if telling.sum() < FEWEST_ROWS:
         return None
-    enough = np.sort(worst[told])[: 2 * FEWEST_ROWS][-1]
+    enough = np.sort(worst[telling])[: 2 * FEWEST_ROWS][-1]
     kept = clear & (worst <= max(PRECISE, enough))
     return rows[kept], values[kept]
 

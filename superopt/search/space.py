@@ -101,7 +101,7 @@ class Space:
             stages = self._plan(cut, early)
             for together in TOGETHER if stages is not None else ():
                 plan = tuple(
-                    tuple(Group(tuple(map(self._name, g)), tuple(known)) for g in together(stage))
+                    tuple(self._group(g, known) for g in together(stage))
                     for stage, known in stages or ()
                 )
                 found[plan] = None
@@ -119,6 +119,17 @@ class Space:
                 yield frozenset(chosen)
                 if len(cut) > 1:
                     yield frozenset((*chosen, *cut))
+
+    def _group(self, stores: Sequence[Target], known: Sequence[int]) -> Group:
+        """Stores, with those of the known temporaries that some form of them may load."""
+        found, stack = set[int](), [self.graph.find(t.number) for t in stores]
+        while stack:
+            c = stack.pop()
+            if c not in found:
+                found.add(c)
+                nodes = self.graph.classes[c].nodes if c not in known else ()
+                stack.extend(self.graph.find(x) for n in nodes for x in n.children)
+        return Group(tuple(map(self._name, stores)), tuple(c for c in known if c in found))
 
     def assemble(
         self, plan: Plan, options: Mapping[Group, Sequence[Option]], sizes: Sizes
@@ -257,10 +268,10 @@ class Space:
     def _loaded(self, roots: list[int], allowed: Mapping[int, Expr]) -> set[int] | None:
         g = self.graph
         split = frozenset().union(*(g[r].free for r in roots))
-        terms = self._peek(tuple(roots), split, allowed)
-        if any(not t for t in terms):
+        terms = self._peek(roots, split, allowed)
+        if terms is None:
             return None
-        loaded = {n.attr for t in terms for n in toposort(t[0]) if n.op == "load"}
+        loaded = {n.attr for n in toposort(*terms) if n.op == "load"}
         return {
             k
             for k, v in allowed.items()
@@ -272,19 +283,22 @@ class Space:
         """A term of a class, the program's own where it has one."""
         if c not in self._terms_of:
             own = next((e for e, k in self.graph.of.items() if self.graph.find(k) == c), None)
-            free = self.graph[c].free
-            self._terms_of[c] = own or self._peek((c,), free, {})[0][0]
+            if own is None:
+                terms = self._peek((c,), self.graph[c].free, {})
+                assert terms is not None, "every class has a term"
+                own = terms[0]
+            self._terms_of[c] = own
         return self._terms_of[c]
 
     def _peek(
-        self, roots: tuple[int, ...], split: frozenset[Axis], given: Mapping[int, Expr]
-    ) -> list[list[Expr]]:
-        """Terms at nominal sizes, for planning: their results are kept, so they are not counted."""
-        tally, self.tally = self.tally, Tally()
-        exhaustive, self.exhaustive = self.exhaustive, False
-        terms = self._terms(roots, split, given, dict(self._nominal_sizes()))
-        self.tally, self.exhaustive = tally, exhaustive
-        return terms
+        self, roots: Sequence[int], split: frozenset[Axis], given: Mapping[int, Expr]
+    ) -> list[Expr] | None:
+        """The cheapest terms at nominal sizes, for planning; not counted."""
+        coster = self._coster(split, dict(self._nominal_sizes()))
+        extractor = Extractor(self.graph, coster, given, None)
+        extractor.run(list(roots))
+        terms = [extractor.terms.get(self.graph.find(r), []) for r in roots]
+        return [t[0] for t in terms] if all(terms) else None
 
     def _nominal_sizes(self) -> Sizes:
         return tuple((s.name, max(s.low, min(s.high, 4096))) for s in self.program.symbols)
@@ -298,6 +312,17 @@ class Space:
         given: Mapping[int, Expr],
         sizes: dict[str, int],
     ) -> list[list[Expr]]:
+        coster = self._coster(split, sizes)
+        extractor = Extractor(self.graph, coster, given, self.accuracy)
+        extractor.run(list(roots))
+        self.tally.counts.add(extractor.counts)
+        terms = [extractor.terms.get(self.graph.find(r), []) for r in roots]
+        terms = [_kept([*t, *map(extractor.unified, t)], coster) for t in terms]
+        if self.exhaustive and not given:
+            terms = [self._without_guide(t, coster) for t in terms]
+        return terms
+
+    def _coster(self, split: frozenset[Axis], sizes: dict[str, int]) -> Coster:
         p = self.profile
         extent: dict[Axis, int] = {}
 
@@ -317,15 +342,7 @@ class Space:
             return known
 
         weights = Weights(1 / p.dram_bytes_per_s, 1 / p.scalar_per_s, 1 / p.dot_f16 / 0.6)
-        coster = Coster(volume, weights)
-        extractor = Extractor(self.graph, coster, given, self.accuracy)
-        extractor.run(list(roots))
-        self.tally.counts.add(extractor.counts)
-        terms = [extractor.terms.get(self.graph.find(r), []) for r in roots]
-        terms = [_kept([*t, *map(extractor.unified, t)], coster) for t in terms]
-        if self.exhaustive and not given:
-            terms = [self._without_guide(t, coster) for t in terms]
-        return terms
+        return Coster(volume, weights)
 
     def _without_guide(self, guided: list[Expr], coster: Coster) -> list[Expr]:
         """The cheapest terms of a value among all terms of as many operators as the guided ones."""

@@ -36,7 +36,7 @@ from superopt.search.found import (
 from superopt.search.normalise import normalise
 from superopt.search.observe import merge_equal
 from superopt.search.online import LoopAccuracy
-from superopt.search.partition import candidates, cuts, temporary
+from superopt.search.partition import Candidate, candidates, temporary
 from superopt.search.rules import Saturation, saturate
 from superopt.search.space import Space, Tally, Target
 
@@ -114,18 +114,24 @@ class Seen:
 # -- what a worker searches -----------------------------------------------------------------------
 
 
-def setup_of(program: Program, profile: Profile, allow_unsafe: bool, exhaustive: bool) -> str:
+def setup_of(
+    program: Program, profile: Profile, allow_unsafe: bool, exhaustive: bool, algebra: bool = True
+) -> str:
     """All that a worker needs to know of a search."""
-    return json.dumps([to_json(program), asdict(profile), allow_unsafe, exhaustive])
+    return json.dumps([to_json(program), asdict(profile), allow_unsafe, exhaustive, algebra])
 
 
-def build_space(program: Program, profile: Profile) -> tuple[Space, Saturation]:
-    """Normalise, saturate, merge what is observationally equal."""
+def build_space(
+    program: Program, profile: Profile, algebra: bool = True
+) -> tuple[Space, Saturation]:
+    """Normalise, saturate, merge what is observationally equal; without algebra only the first."""
     normal = normalise(program)
     g = EGraph()
     numbers = [g.insert(s.value) for s in normal.stores]
-    saturation = saturate(g)
-    saturation.merged = merge_equal(g)
+    saturation = Saturation("not run", 0, len(g.of), len(g.classes), {})
+    if algebra:
+        saturation = saturate(g)
+        saturation.merged = merge_equal(g)
     outputs = tuple(
         Target(s, g.find(n), s.value) for s, n in zip(normal.stores, numbers, strict=True)
     )
@@ -138,8 +144,8 @@ def space_of(state: State, setup: str) -> tuple[Space, Saturation]:
     spaces: dict[str, tuple[Space, Saturation]] = state.setdefault("spaces", {})
     built = spaces.pop(setup, None)
     if built is None:
-        program, profile, allow_unsafe, exhaustive = json.loads(setup)
-        built = build_space(from_json(program), Profile(**profile))
+        program, profile, allow_unsafe, exhaustive, algebra = json.loads(setup)
+        built = build_space(from_json(program), Profile(**profile), algebra)
         built[0].allow_unsafe = allow_unsafe
         built[0].exhaustive = exhaustive
     spaces[setup] = built
@@ -148,24 +154,29 @@ def space_of(state: State, setup: str) -> tuple[Space, Saturation]:
     return built
 
 
-def bounded_cuts(space: Space, sizes: Sequence[Sizes]) -> list[tuple[tuple[int, ...], list[float]]]:
-    """The program's cuts, smallest first, each with its bound from below at each size."""
+def worth_storing(space: Space, sizes: Sequence[Sizes]) -> list[Candidate]:
+    """The classes of which cuts are made."""
     largest = dict(max(sizes, key=lambda s: prod(v for _, v in s)))
     outputs = [t.number for t in space.outputs]
     most = ideal_bytes(space.program, largest) / 2
-    found = cuts(candidates(space.graph, outputs, largest, most))
-    return [(cut, [lower_bound(space, cut, s) for s in sizes]) for cut in found[1:]]
+    return candidates(space.graph, outputs, largest, most)
 
 
-def lower_bound(space: Space, cut: tuple[int, ...], sizes: Sizes) -> float:
-    """Microseconds that a cut takes at least: two launches, and its bytes at full bandwidth."""
+def least_us(space: Space, sizes: Sizes, found: Sequence[Candidate]) -> tuple[float, list[float]]:
+    """Microseconds that any cut takes at least, and what each class that is stored adds.
+
+    Two launches, and the bytes of inputs and outputs at full bandwidth; a temporary is written and
+    read once, in half precision at least.
+    """
     p = space.profile
-    moved = ideal_bytes(space.program, dict(sizes))
-    for c in cut:
-        tensor = temporary(space.graph, c, None, ()).tensor
+    least = 2 * (p.launch_s + p.dram_latency_s)
+    least += ideal_bytes(space.program, dict(sizes)) / p.dram_bytes_per_s
+    added = []
+    for c in found:
+        tensor = temporary(space.graph, c.number, None, ()).tensor
         elements = prod(ix.value(e, dict(sizes)) for e in tensor.shape)
-        moved += 2 * elements * 2  # written and read once, in half precision at least
-    return (2 * (p.launch_s + p.dram_latency_s) + moved / p.dram_bytes_per_s) * 1e6
+        added.append(4 * elements / p.dram_bytes_per_s * 1e6)
+    return least * 1e6, added
 
 
 def ideal_bytes(program: Program, sizes: dict[str, int]) -> float:
@@ -184,7 +195,7 @@ def ideal_bytes(program: Program, sizes: dict[str, int]) -> float:
 def plan(state: State, setup: str, argument: Json) -> Json:
     """The ways to group a cut's stores, and into how many parts each group's search falls.
 
-    Of the uncut program also which `cuts` there are, with their bounds at each size.
+    Of the uncut program also the classes of which cuts are made, and by size what these take least.
     """
     space, saturation = space_of(state, setup)
     plans = space.plans(tuple(argument["cut"]))
@@ -192,7 +203,12 @@ def plan(state: State, setup: str, argument: Json) -> Json:
     whole: Json = {}
     if not argument["cut"]:
         sizes = [decode_sizes(s) for s in argument["sizes"]]
-        whole = {"cuts": bounded_cuts(space, sizes), "saturation": asdict(saturation)}
+        found = worth_storing(space, sizes)
+        whole = {
+            "candidates": [asdict(c) for c in found],
+            "least_us": [least_us(space, s, found) for s in sizes],
+            "saturation": asdict(saturation),
+        }
     return whole | {
         "plans": [[[encode_group(g) for g in stage] for stage in p] for p in plans],
         "parts": [[encode_group(g), len(space.splits(g))] for g in groups],
