@@ -175,14 +175,18 @@ class Extractor:
         for c in classes:
             if c in self.given:
                 self.terms[c] = [self.given[c]]
-        children = {
-            c: {self.graph.find(k) for n in self.graph.classes[c].nodes for k in n.children}
-            for c in classes
-        }
-        stale = set(classes)
+        users: dict[int, set[int]] = {c: set() for c in classes}
+        for c in classes:
+            for n in self.graph.classes[c].nodes if c not in self.given else ():
+                for k in n.children:
+                    users[self.graph.find(k)].add(c)
+        stale = set(classes) - self.given.keys()
         for _ in range(rounds):
-            changed = {c for c in classes if c in stale and c not in self.given and self._class(c)}
-            stale = {c for c in classes if children[c] & changed}
+            for c in classes:
+                if c in stale:
+                    stale.discard(c)
+                    if self._class(c):
+                        stale |= users[c]
             if not stale:
                 return
 

@@ -1,9 +1,9 @@
 """Which values reach global memory: cuts of the saturated program.
 
 A cut is a set of classes that become temporaries. Candidates are the classes of reductions and
-what is
-computed from them without a further axis, where another reduction uses them: elsewhere recomputing
-is free, or nothing is gained by storing.
+what is computed from them without a further axis, where another reduction uses them, and products
+that an output repeats along an axis: elsewhere recomputing is free, or nothing is gained by
+storing.
 """
 
 from __future__ import annotations
@@ -75,13 +75,19 @@ def candidates(
         for n in k.nodes:
             if n.op == "reduce":
                 body = g.find(n.children[0])
-                operands.add(body)
+                if not _spreads(g, body):
+                    operands.add(body)
                 operands.update(
                     g.find(x) for m in g.classes[body].nodes if m.op == "*" for x in m.children
                 )
     below = _below_reductions(g)
     roots = {g.find(o) for o in outputs}
-    scored: list[tuple[bool, float, float, int]] = []
+    below |= {
+        c
+        for c in written & heavy
+        if any(g[c].free < g[r].free for r in roots) and _contracts(g, c)
+    }
+    scored: dict[int, tuple[bool, float, float, int]] = {}
     for c in sorted(heavy & below - roots):
         reduces = any(n.op == "reduce" for n in g.classes[c].nodes)
         if not reduces and c not in operands:
@@ -91,13 +97,29 @@ def candidates(
         if g.classes[c].dtype not in ("f32", "f64") or work < 2 * stored:
             continue
         if c in written or stored <= most_elements:
-            scored.append((c not in written, -work, stored, c))
-    ends: dict[object, list[tuple[bool, float, float, int]]] = {}
-    for row in sorted(scored, key=lambda r: r[3]):
-        ends.setdefault((row[:3], g.classes[row[3]].free), []).append(row)
-    last = {rows[-1] for rows in ends.values()}  # of a chain
-    kept = sorted(last | {rows[0] for rows in ends.values()})[:MOST_CANDIDATES]
+            scored[c] = (c not in written, -work, stored, c)
+    chains = _chains(g, scored)
+    last = {scored[max(chain)] for chain in chains}
+    kept = sorted(last | {scored[min(chain)] for chain in chains})[:MOST_CANDIDATES]
     return [Candidate(r[3], not r[0] and r in last and _contracts(g, r[3])) for r in kept]
+
+
+def _chains(g: EGraph, scored: Mapping[int, tuple[bool, float, float, int]]) -> list[set[int]]:
+    """Classes that are computed from one another without a further axis, as much work each."""
+    chains = {c: {c} for c in scored}
+    for c, row in scored.items():
+        for n in g.classes[c].nodes:
+            for x in map(g.find, n.children) if n.op != "reduce" else ():
+                if x in scored and scored[x][:3] == row[:3] and g[x].free == g[c].free:
+                    joined = chains[c] | chains[x]
+                    chains.update(dict.fromkeys(joined, joined))
+    return list({min(chain): chain for chain in chains.values()}.values())
+
+
+def _spreads(g: EGraph, c: int) -> bool:
+    """Whether a class is a product of which each factor lacks an axis of the whole."""
+    k = g.classes[c]
+    return any(n.op == "*" and all(g[x].free < k.free for x in n.children) for n in k.nodes)
 
 
 def _contracts(g: EGraph, c: int) -> bool:
@@ -106,11 +128,7 @@ def _contracts(g: EGraph, c: int) -> bool:
     while todo:
         for n in g.classes[todo.pop()].nodes:
             if n.op == "reduce":
-                body = g.classes[g.find(n.children[0])]
-                if any(
-                    m.op == "*" and all(g[x].free < body.free for x in m.children)
-                    for m in body.nodes
-                ):
+                if _spreads(g, g.find(n.children[0])):
                     return True
                 continue
             below = {g.find(x) for x in n.children if g[x].free == g[c].free} - seen
