@@ -36,6 +36,7 @@ class Evaluator:
     `field`: float values are residues mod `PRIME`; comparisons and logic of integers stay exact.
     `rounding`: every float result is rounded to its type and sums accumulate in float32, as eager
     does, so that its own error against float64 can be measured.
+    `chance`: a seed; every float result is off by a random part of a unit in its last place.
     `points`: index values that a free axis takes instead of all of 0 <= i < extent; where a
     reduction binds that axis, it runs over all of it.
     """
@@ -48,10 +49,12 @@ class Evaluator:
         *,
         points: Mapping[Axis, Array] | None = None,
         rounding: bool = False,
+        chance: int | None = None,
     ) -> None:
         self.tensors = dict(tensors)
         self.sizes = dict(sizes)
-        self.arithmetic = Arithmetic(field, rounding)
+        generator = None if chance is None else np.random.default_rng(chance)
+        self.arithmetic = Arithmetic(field, rounding, generator)
         self.points = {a: np.asarray(i, np.int64) for a, i in (points or {}).items()}
         self.done: dict[tuple[Expr, At], Array] = {}
 
@@ -180,7 +183,7 @@ class Evaluator:
             if a not in used:
                 operands += [np.ones(self._shape((a,), at), width), [number[a]]]
         keep = [number[a] for a in own_axes(node)]
-        return self.arithmetic.held(np.einsum(*operands, keep, optimize=True), node.dtype)
+        return self.arithmetic.result(np.einsum(*operands, keep, optimize=True), node)
 
 
 def _widens(cast: Expr) -> bool:
@@ -194,9 +197,10 @@ def run_program(
     field: bool = False,
     *,
     rounding: bool = False,
+    chance: int | None = None,
 ) -> dict[str, Array]:
     """Every stored tensor's value. Elements that no store writes are NaN (floats) or -1."""
-    evaluator = Evaluator(inputs, sizes, field, rounding=rounding)
+    evaluator = Evaluator(inputs, sizes, field, rounding=rounding, chance=chance)
     for s in program.stores:
         if s.tensor.name not in evaluator.tensors:
             shape = [extent_value(e, evaluator.sizes) for e in s.tensor.shape]

@@ -78,13 +78,21 @@ def _wrap(x: Array, dtype: str) -> Array:
     return ((x + (1 << (bits - 1))) & ((1 << bits) - 1)) - (1 << (bits - 1))
 
 
+EXACT = ("neg", "abs", "maximum", "minimum", "where")  # operators that round nothing
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """float64; or residues mod `PRIME` for floats (`field`), integers and logic staying exact;
-    or float64 rounded to each node's own type after every operator (`rounding`)."""
+    or float64 rounded to each node's own type after every operator (`rounding`).
+
+    `chance`: each float result is off by up to one unit in its last place, at random, which shows
+    the error that any order of rounding may have (Parker, Monte Carlo Arithmetic, UCLA CSD-970002,
+    1997)."""
 
     field: bool = False
     rounding: bool = False
+    chance: np.random.Generator | None = None
 
     def storage(self, dtype: str) -> Any:
         """The numpy type that values of `dtype` are held in."""
@@ -112,7 +120,15 @@ class Arithmetic:
             result = self._field_op(node, operands)
         else:
             result = OPS[node.op].numpy(*operands)
-        return self.held(result, node.dtype)
+        return self.result(result, node)
+
+    def result(self, x: Any, node: Expr) -> Array:
+        """What a node computed, as it is held."""
+        if self.chance is not None and is_float(node.dtype) and node.op not in EXACT:
+            unit = DTYPES[node.dtype if self.rounding else "f64"].epsilon
+            with np.errstate(invalid="ignore"):
+                x = x * (1 + unit * self.chance.uniform(-1, 1, np.shape(x)))
+        return self.held(x, node.dtype)
 
     def _field_op(self, node: Expr, operands: Sequence[Array]) -> Any:
         if node.op == "where":
@@ -161,7 +177,12 @@ class Arithmetic:
             return np.asarray(row.field(flat, flat.ndim - 1))
         if self.rounding and row.name in ("sum", "prod") and accumulator(node.dtype) == "f32":
             flat = flat.astype(np.float32)  # numpy adds pairwise along a contiguous last dimension
-        return self.held(row.numpy.reduce(flat, axis=-1, initial=neutral.item()), node.dtype)
+        found = row.numpy.reduce(flat, axis=-1, initial=neutral.item())
+        return (
+            self.result(found, node)
+            if row.name in ("sum", "prod")
+            else self.held(found, node.dtype)
+        )
 
     def combine(self, node: Expr, a: Array, b: Array) -> Array:
         """Join two partial results of a reduce node."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isinf
 
 import numpy as np
 
 from superopt.errors import IllFormed
+from superopt.mugraph.dtypes import is_float
 from superopt.mugraph.evaluate import Array
 from superopt.mugraph.expr import (
     BINDERS,
@@ -34,6 +36,7 @@ from superopt.mugraph.expr import (
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import KernelGraph, Program, Store
 
+STEPS = ("sign", "floor", "ceil", "trunc", "round", "floordiv", "mod", "fmod")
 MOST_WORK = 8_000_000  # scalar operations a check spends on one output at one size
 
 
@@ -138,6 +141,19 @@ def _pair(want: Store, got: Store) -> Pair:
     indices = tuple(substitute(i, renaming) for i in got.indices)
     value = substitute(got.value, renaming)
     return Pair(got.tensor, tuple(own.values()), indices, _at(want, indices, TRUE), value)
+
+
+def continuous(roots: Iterable[Expr]) -> bool:
+    """Whether no rounding of a value can decide between two results: no float is compared, but with
+    infinity, or made a whole number."""
+
+    def steps(e: Expr) -> bool:
+        if not any(is_float(a.dtype) for a in e.args) or e.op in ("load", "isnan", "isinf"):
+            return False
+        extreme = any(a.op == "const" and is_float(a.dtype) and isinf(a.attr) for a in e.args)
+        return e.op in STEPS or (not is_float(e.dtype) and not extreme)
+
+    return not any(map(steps, toposort(*roots)))
 
 
 def work(roots: Iterable[Expr], count: Mapping[Axis, int], sizes: Mapping[str, int]) -> int:

@@ -4,6 +4,10 @@ A row of the output is its last axis. In each row the kernel's error against flo
 
     max(2 * eager's own error in the row, 1 ulp of the output's type at its largest |reference|)
 
+where eager's error is what it is found to be, or what emulation of its rounding gives, or, where no
+rounding can decide a comparison, that with every result off by up to one ulp: terms that cancel in
+eager by luck leave a rounding error elsewhere.
+
 Rows with fewer than `SHORT` finite elements are judged with their neighbours, eager's errors
 counted in ulps: a few elements of eager may all be right by luck. Where the reference is NaN or
 infinite the kernel must be the same, and where it only overflows the output's type, not finite;
