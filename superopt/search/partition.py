@@ -83,9 +83,7 @@ def candidates(
     below = _below_reductions(g)
     roots = {g.find(o) for o in outputs}
     below |= {
-        c
-        for c in written & heavy
-        if any(g[c].free < g[r].free for r in roots) and _contracts(g, c)
+        c for c in written & heavy if any(g[c].free < g[r].free for r in roots) and _contracts(g, c)
     }
     scored: dict[int, tuple[bool, float, float, int]] = {}
     for c in sorted(heavy & below - roots):
