@@ -43,7 +43,7 @@ SEARCHED = (
     "group_norm_silu", "linear_cross_entropy", "skewness-262144", "kl_divergence-262144",
     "norm_linear",
 )  # fmt: skip
-WHOLE = ("sliding_window",)
+WHOLE = ("sliding_window", "argmax")
 DISGUISED = (
     "attention", "logsumexp-262144", "cross_entropy-50257", "entropy-4096", "kl_divergence-262144",
     "group_norm_silu",

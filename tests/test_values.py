@@ -29,7 +29,7 @@ from superopt.mugraph.serialize import to_json
 from superopt.mugraph.trace import trace
 from superopt.pipeline import tuned_sizes
 from superopt.search.driver import Options, search_program, to_choice
-from superopt.spec import Tensor, spec
+from superopt.spec import Spec, Tensor, spec
 from superopt.verify.addresses import Prover
 from superopt.verify.equivalence import Forms
 from superopt.verify.integers import Atom, Cond, between, both, poly, symbol
@@ -100,8 +100,11 @@ Found = tuple[Path, Traced, KernelGraph]
 
 
 def searched(fn: Callable, out: Path) -> Found:
+    return searched_for(spec(dtype=HALF, **SHAPES[fn])(fn), out)
+
+
+def searched_for(own: Spec, out: Path) -> Found:
     """The kernel.py of what the search ranks first: no gate has seen it."""
-    own = spec(dtype=HALF, **SHAPES[fn])(fn)
     traced = trace(own)
     sizes = tuned_sizes(traced.program, own)
     best = search_program(traced.program, Options(load_profile("h200"), sizes)).candidates[0]

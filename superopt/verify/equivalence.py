@@ -19,6 +19,7 @@ from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Tensor
 from superopt.mugraph.program import Program
 from superopt.verify.addresses import Prover, call_of, indices, views
+from superopt.verify.extremes import Order, without_middle
 from superopt.verify.host import LaunchOf, Path, Store, accepted, paths
 from superopt.verify.integers import (
     FALSE,
@@ -49,6 +50,7 @@ from superopt.verify.reals import (
     Change,
     Factor,
     Real,
+    alone,
     changed,
     compares,
     cond_changed,
@@ -65,6 +67,7 @@ from superopt.verify.reals import (
     power,
     real,
     truth,
+    within,
     zero,
 )
 from superopt.verify.ttir import Unreadable, read_calls
@@ -190,8 +193,7 @@ class Forms:
             case "log":
                 return logarithm(self.tidy(f.args[0], facts))
             case "maximum" | "minimum":
-                found = extreme(f.kind, *(self.tidy(a, facts) for a in f.args))
-                return changed(found, {}, lambda g: self.united_factor(g, facts))
+                return self.extremes(f.kind, [self.tidy(a, facts) for a in f.args], facts)
         if f.kind in REDUCTIONS:
             return self.reduction(f, facts)
         return function(f.kind, *(self.tidy(a, facts) for a in f.args))
@@ -210,6 +212,9 @@ class Forms:
             body = self.tidy(body, both(facts, domain))
         if domain == FALSE and f.kind == "sum":
             return real(0)
+        simpler = without_middle(domain, names, facts, self.follows) if compares(domain) else domain
+        if simpler != domain:
+            return self.tidy(over(f.kind, names, simpler, body), facts)
         for n in names:
             at = {Atom("symbol", (n,)): _least(domain, n)}
             first, inside = cond_changed(domain, at), both(facts, domain)
@@ -225,6 +230,8 @@ class Forms:
         parted = self.parted(f.kind, names, domain, body, facts)
         if parted is not None:
             return parted
+        if f.kind in ("maximum of", "minimum of"):
+            return self.extreme_over(f.kind, names, domain, body, facts)
         counted = self.count(names, domain, facts) if f.kind == "sum" else None
         if counted is not None and body == real(1):
             return counted
@@ -245,6 +252,69 @@ class Forms:
         if kind == "sum":
             return sum(parts, real(0))
         return extreme(kind.removesuffix(" of"), *parts) if parts else None
+
+    # -- maxima and minima -----------------------------------------------------------------------
+
+    def extreme_over(
+        self, kind: str, names: Sequence[str], domain: Cond, body: Real, facts: Cond
+    ) -> Real:
+        """A maximum of maxima as the maximum of each; one by cases without those left out.
+
+        min[k < N](k where x[k] = m, else N) = min(N, min[k < N: x[k] = m] k): so an index that a
+        comparison chooses has one form, whatever it is told where there is none.
+        """
+        plain, own = kind.removesuffix(" of"), alone(body)
+        if not {*names} & body.names and self.some(names, domain, facts):
+            return body
+        if own is not None and own.kind == plain and law("maximum of maxima"):
+            each = [self.tidy(over(kind, names, domain, a), facts) for a in own.args]
+            return self.extremes(plain, each, facts)
+        order = Order(plain, self.follows)
+        for c, one, other in _cases(body):
+            inside = both(facts, domain, c)
+            if {*names} & other.names or not order.at_most(other, one, inside):
+                continue
+            if self.some(names, domain, facts) and law("maximum by cases"):
+                chosen = self.tidy(over(kind, names, both(domain, c), one), facts)
+                return self.extremes(plain, [other, chosen], facts)
+        return over(kind, names, domain, body)
+
+    def some(self, names: Sequence[str], domain: Cond, facts: Cond) -> bool:
+        """Whether the least index is in a domain, so that something is."""
+        least = {Atom("symbol", (n,)): _least(domain, n) for n in names}
+        return self.follows(facts, cond_changed(domain, least))
+
+    def extremes(self, kind: str, values: Sequence[Real], facts: Cond) -> Real:
+        """The maximum or minimum of values, without those that add nothing."""
+        order = Order(kind, self.follows)
+        own = alone(
+            found := extreme(kind, *(p for v in values for p in self.cases(v, order, facts)))
+        )
+        if own is not None and own.kind == kind:
+            left = list(own.args)
+            for a in own.args:
+                others = [b for b in left if b != a]
+                if any(order.adds_nothing(a, b, facts) for b in others):
+                    left = others
+            found = extreme(kind, *left)
+        return changed(found, {}, lambda g: self.united_factor(g, facts))
+
+    def cases(self, x: Real, order: Order, facts: Cond) -> list[Real]:
+        """max(a where c, else b) as b and a where c holds: for a >= b, a maximum over indices."""
+        for c, one, other in _cases(x):
+            inside = both(facts, c)
+            own = alone(one)
+            parts = own.args if own is not None and own.kind == order.kind else (one,)
+            more = [a for a in parts if not order.at_most(a, other, inside)]
+            nested = [within(order.kind, a) for a in more]
+            if None in nested or not order.at_most(other, one, inside):
+                continue
+            if law("maximum by cases"):
+                there = (
+                    over(f"{order.kind} of", n, both(d, c), b) for n, d, b in filter(None, nested)
+                )
+                return [other, *(self.tidy(a, facts) for a in there)]
+        return [x]
 
     def united_factor(self, f: Factor, facts: Cond) -> Real | None:
         """A maximum over a disjunction, as two maxima made it, over what that comes to."""
@@ -522,9 +592,20 @@ def _least(domain: Cond, name: str) -> Poly:
     """What an index is at least, by the first part of the condition that says so; else 0."""
     own = symbol(name)
     for c in conjuncts(domain):
-        if c.op == "le" and c.args[1] == own and name not in c.args[0].names:
-            return c.args[0]  # type: ignore[no-any-return]
+        if c.op == "le" and name not in (least := c.args[0] - c.args[1] + own).names:
+            return least  # type: ignore[no-any-return]
     return poly(0)
+
+
+def _cases(x: Real) -> Iterator[tuple[Cond, Real, Real]]:
+    """Comparisons of values by which a sum is one or another: what it is where each holds, or not;
+    and the same of their contraries.
+    """
+    found = {f.args[0] for f in x.factors if f.kind == "truth"}
+    for c in sorted(filter(compares, found), key=str):
+        one, two = given(x, c), given(x, negation(c))
+        yield c, one, two
+        yield negation(c), two, one
 
 
 def _undecided(names: Sequence[str], body: Real) -> Cond | None:

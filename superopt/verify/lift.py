@@ -155,7 +155,11 @@ class Lift(Run):
         elif (row := _ROWS.get(op.name)) is not None:
             self.values[op.results[0]] = apply(row, *map(self.value, op.operands))
         elif floats and op.name in _INTEGER:
-            self.values[op.results[0]] = apply(_INTEGER[op.name], *map(self.value, op.operands))
+            found = apply(_INTEGER[op.name], *map(self.value, op.operands))
+            bits = int(op.results[0].type.element.removeprefix("i"))
+            if _INTEGER[op.name] in ("add", "sub", "mul") and _reaches(found, bits - 2):
+                raise Unreadable("a sum of integers that may overflow")
+            self.values[op.results[0]] = found
         elif hasattr(self, f"_{before}") or not op.results or op.name.startswith(("tt.", "scf.")):
             super().op(op)
         else:
@@ -466,7 +470,13 @@ class Lift(Run):
 
 
 class Solved:
-    """A loop and its accumulators."""
+    """A loop and its accumulators.
+
+    Statistics are maxima and minima of what the loop does not accumulate. All others follow them:
+    after some turns they are the reduction of what each turn adds, by the statistics of the moment.
+    Of a sum that holds whatever these are. An index follows only its own maximum: there they are
+    written out, over the turns so far.
+    """
 
     def __init__(self, lift: Lift, op: Op, loop: Any, name: str) -> None:
         self.lift, self.op, self.loop, self.name = lift, op, loop, name
@@ -474,6 +484,7 @@ class Solved:
         self.yields = self.region.ops[-1].operands
         self.shapes = [r.type.shape for r in op.results]
         self.kinds: list[str] = []
+        self.statistics: set[int] = set()
 
     def held(self, when: str, n: int) -> Real:
         lanes = tuple(lane(d) if size > 1 else poly(0) for d, size in enumerate(self.shapes[n]))
@@ -504,9 +515,11 @@ class Solved:
         if len(lift.lifted.stores) > stores:
             raise Unreadable("a store in a loop that accumulates")
         self.kinds = [self.kind(n, v) for n, v in enumerate(made)]
+        self.statistics = {n for n, v in enumerate(made) if self.gathers(n, v)}
         lift.masks, lift.firsts = set(), []
         self.added = self.turn([NEUTRAL[k] for k in self.kinds])
         self.start = self.starts(inits)
+        self.first(inits)
         self.claims(made)
         self.empty()
         for n, r in enumerate(self.op.results):
@@ -537,12 +550,17 @@ class Solved:
         lift.missing = outer
 
     def kind(self, n: int, made: Value) -> str:
-        before = self.held("before", n)
+        (before,) = self.held("before", n).factors
         for kind in ("maximum", "minimum"):
             for f in made.finite.factors:
-                if f.kind == kind and before in f.args:
+                if f.kind == kind and any(before in a.factors for a in f.args):
                     return kind
         return "sum"
+
+    def gathers(self, n: int, made: Value) -> bool:
+        """Whether it is a statistic: the maximum of itself and of what a turn adds."""
+        before, kind = self.held("before", n), self.kinds[n]
+        return any(f.kind == kind and before in f.args for f in made.finite.factors)
 
     def starts(self, inits: Sequence[Value]) -> list[Real | None]:
         """What accumulators are at first, in terms of the statistics then; None where neutral."""
@@ -550,17 +568,15 @@ class Solved:
         statistics = {
             f: self.held("now", n)
             for n, v in enumerate(inits)
-            if self.kinds[n] != "sum" and v.below == v.above == FALSE and v.real is not None
+            if n in self.statistics and v.below == v.above == FALSE and v.real is not None
             and (f := alone(v.real)) is not None and f.kind == "state"
         }  # fmt: skip
         for n, v in enumerate(inits):
             if v == NEUTRAL[self.kinds[n]]:
                 results.append(None)
                 continue
-            if self.kinds[n] != "sum":
-                results.append(v.finite)
-                continue
-            results.append(_placed(v.finite, statistics))
+            own = {} if n in self.statistics else statistics
+            results.append(_placed(v.finite, own))
         return results
 
     def closed(self, n: int, until: Cond, bound: str, now: Callable[[int], Real]) -> Real:
@@ -593,32 +609,73 @@ class Solved:
 
     def before(self, n: int) -> Real:
         """Accumulator n before the turn; of a statistic, its symbol."""
-        if self.kinds[n] != "sum":
-            return self.held("before", n)
-        until = lt(symbol(f"n!{self.name}"), poly(self.loop.turn))
-        return self.closed(n, until, f"n!{self.name}", self.before)
+        return self.held("before", n) if n in self.statistics else self.so_far(n, self.before)
 
     def after(self, n: int) -> Real:
         """The same after the turn."""
-        if self.kinds[n] != "sum":
+        if n in self.statistics:
             return self.held("after", n)
-        until = lt(symbol(f"n!{self.name}"), poly(self.loop.turn))
-        known = self.closed(n, until, f"n!{self.name}", self.after)
-        return known + changed(self.real(n), {}, lambda f: self.state_of(f, "after", self.after))
+        return self.with_turn(n, self.so_far(n, self.after))
 
-    def real(self, n: int) -> Real:
-        """What a turn adds to accumulator n."""
-        found = self.added[n].real
-        if found is None or (self.kinds[n] == "sum" and self.added[n] != Value(found)):
-            raise Unreadable("a turn that adds what is no number")
-        return found
+    def so_far(self, n: int, now: Callable[[int], Real]) -> Real:
+        """Accumulator n before the turn, where statistics are `now`."""
+        until = lt(symbol(f"n!{self.name}"), poly(self.loop.turn))
+        return self.closed(n, until, f"n!{self.name}", now)
+
+    def with_turn(self, n: int, before: Real | None) -> Real:
+        """Accumulator n after a turn, of what it was before: None where that is neutral."""
+        added = changed(self.added[n].finite, {}, lambda f: self.state_of(f, "after", self.after))
+        if before is None:
+            return added
+        return before + added if self.kinds[n] == "sum" else extreme(self.kinds[n], before, added)
+
+    def written_out(self, x: Real) -> Real:
+        """The value with statistics as the maxima and minima that they are."""
+
+        def states(f: Factor) -> Real | None:
+            found = self.state_of(f, "before", lambda n: self.so_far(n, self.before))
+            if found is not None:
+                return found
+            return self.state_of(
+                f, "after", lambda n: self.with_turn(n, self.so_far(n, self.before))
+            )
+
+        return changed(x, {}, states)
+
+    def first(self, inits: Sequence[Value]) -> None:
+        """Claims that the first turn adds to what accumulators are before it.
+
+        Later turns begin with statistics that are numbers; this one need not. Where nothing is
+        accumulated yet, what it makes is what a turn adds.
+        """
+        if all(v == NEUTRAL[k] for v, k in zip(inits, self.kinds, strict=True)):
+            return
+        infinite = any(inits[n] == NEUTRAL[self.kinds[n]] for n in self.statistics)
+        made, at = self.turn(inits), {self.loop.turn: poly(0)}
+        given = both(self.lift.given, self.lift.path, mapped(self.loop.fact, at.get))
+        for n, v in enumerate(made):
+            if n in self.statistics:
+                if infinite and v != largest(self.kinds[n], inits[n], self.added[n]):
+                    raise Unreadable("a maximum of something else in the first turn")
+                continue
+            if self.kinds[n] == "sum" and not infinite:
+                continue
+            start, begun = self.start[n], None
+            if start is not None:
+                begun = changed(start, {}, lambda f: self.state_of(f, "now", self.after))
+            one, two = (Value(changed(x, at)) for x in (v.finite, self.with_turn(n, begun)))
+            text = f"{self.name}: accumulator {n} is what the first turn adds"
+            self.lift.lifted.claims.append(Claim(text, given, one, two))
 
     def claims(self, made: Sequence[Value]) -> None:
         given = both(self.lift.given, self.lift.path, self.loop.fact)
         for n, v in enumerate(made):
             text = f"{self.name}: accumulator {n} is kept by a turn"
-            if self.kinds[n] != "sum":
-                states_ = [f for f in factors_in([self.real(n)]) if f.kind == "state"]
+            if n in self.statistics:
+                added = self.added[n].real
+                if added is None:
+                    raise Unreadable("a turn that adds NaN")
+                states_ = [f for f in factors_in([added]) if f.kind == "state"]
                 if any(f.args[0].startswith(f"{self.name} ") for f in states_):
                     raise Unreadable("a maximum of what the loop accumulates")
                 claimed = largest(self.kinds[n], Value(self.held("before", n)), self.added[n])
@@ -629,13 +686,16 @@ class Solved:
                 found = self.state_of(f, "before", self.before)
                 return found if found is not None else self.state_of(f, "after", self.after)
 
-            one = changed(v.finite, {}, states)
-            self.lift.lifted.claims.append(Claim(text, given, Value(one), Value(self.after(n))))
+            one, two, known = changed(v.finite, {}, states), self.after(n), given
+            if self.kinds[n] != "sum":
+                one, two = map(self.written_out, (one, two))
+                known = both(given, le(1, poly(self.loop.turn)))
+            self.lift.lifted.claims.append(Claim(text, known, Value(one), Value(two)))
 
     def result(self, n: int) -> Value:
         until = lt(self.loop.start + self.loop.step * symbol(f"n!{self.name}"), self.loop.end)
         final = self.closed(n, until, f"n!{self.name}", self.final)
-        if self.kinds[n] == "sum":
+        if n not in self.statistics:
             return Value(final)
         held = self.held("end", n)
         (f,) = held.factors
@@ -643,7 +703,7 @@ class Solved:
         return Value(held)
 
     def final(self, n: int) -> Real:
-        if self.kinds[n] != "sum":
+        if n in self.statistics:
             return self.held("end", n)
         until = lt(self.loop.start + self.loop.step * symbol(f"n!{self.name}"), self.loop.end)
         return self.closed(n, until, f"n!{self.name}", self.final)
@@ -665,6 +725,12 @@ def _placed(x: Real, statistics: Mapping[Factor, Real]) -> Real:
 
 def _truth(c: bool) -> Value:
     return Value(real(int(c)))
+
+
+def _reaches(x: Value, bits: int) -> bool:
+    """Whether a constant of so many bits is in it: of what is told where there is no index."""
+    inside = [a for f in factors_in([x.finite]) for a in f.args if isinstance(a, Real)]
+    return any(abs(c) >= 1 << bits for r in (x.finite, *inside) for _, c in r.terms)
 
 
 def _of_data(c: Cond) -> bool:

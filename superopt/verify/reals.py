@@ -39,12 +39,17 @@ LAWS = {
     "exp of a sum": "exp(a + b) = exp(a) * exp(b)",
     "exp of a multiple": "exp(c * a) = exp(a) ** c",
     "log of a product": "log(a * b) = log(a) + log(b) for a, b > 0; log(exp(a)) = a",
+    "exp grows": "max[n] exp(f) = exp(max[n] f); exp(a) = exp(b) iff a = b",
     "power of a product": "(a * b) ** e = a ** e * b ** e, where e is whole or a > 0",
     "sums are linear": "sum[n](c * f + d * g) = c * sum[n] f + d * sum[n] g, c and d without n",
     "sum of sums": "sum[n] sum[m] f = sum[n, m] f, and a product of sums likewise",
     "sum over a union": "sum[A] f + sum[B] f = sum[A or B] f, where A and B do not meet",
     "maximum moves": "max[n](c * f + d) = c * max[n] f + d, c > 0; minimum where c < 0",
     "maximum of maxima": "max[n] max[m] f = max[n, m] f; max(max[A] f, max[B] f) = max[A or B] f",
+    "maximum by cases": "max[n](a where c, else b) = max(b, max[n: c] a), a >= b without n, some n",
+    "what adds nothing": "max(b, max[n] a) = b, where a <= b",
+    "between": "x = p and p = q iff x = q, for x <= p <= q",
+    "a sum of squares": "sum[n] (c * f ** 2 + d * g ** 2) >= 0, for c, d >= 0",
     "two indices as one": "i * n + j for 0 <= i, 0 <= j < n is each whole number from 0, once",
     "an index as two": "each whole number from 0 is (k / n) * n + k % n, for n > 0",
     "a shifted index": "sum[k] f(k) = sum[k] f(k + c), the conditions on k shifted too",
@@ -298,8 +303,16 @@ def positive(x: Real) -> Cond:
 
 
 def zero(x: Real) -> Cond:
+    """x = 0: without positive factors; exp(a) - exp(b) is 0 where a - b is."""
     if x.number is not None:
         return TRUE if x.number == 0 else FALSE
+    common = _surely_positive(x)
+    if common and law("divisors cleared"):
+        return zero(Real.of({_quotient(p, common): c for p, c in x.terms}))
+    if len(x.terms) == 2 and x.terms[0][1] == -x.terms[1][1]:
+        one, two = (_exponent(Real(((p, Fraction(1)),))) for p, _ in x.terms)
+        if one is not None and two is not None and law("exp grows"):
+            return zero(one - two)
     return Cond("zero", (x * real(1 / x.terms[0][1]),))
 
 
@@ -411,6 +424,25 @@ def _common(x: Real, only_positive: bool) -> Product:
     return _sorted({f: e for f, e in kept.items() if is_positive(f) or not only_positive})
 
 
+def _surely_positive(x: Real) -> Product:
+    """What all terms have as a positive factor; sums of such are none where they divide."""
+
+    def sure(f: Factor, e: Fraction) -> bool:
+        if f.kind != "sum" or e > 0:
+            return is_positive(f)
+        return all(c > 0 and all(is_positive(g) for g, _ in p) for p, c in f.args[2].terms)
+
+    return tuple((f, e) for f, e in _common(x, only_positive=False) if sure(f, e))
+
+
+def _exponent(x: Real) -> Real | None:
+    """What x is exp of; None where it is not written so."""
+    (p, c), *others = x.terms or (((), Fraction(0)),)
+    if others or c != 1 or any(f.kind != "exp" for f, _ in p):
+        return None
+    return sum((f.args[0] * real(e) for f, e in p), real(0))
+
+
 def _quotient(p: Product, by: Product) -> Product:
     powers = dict(p)
     for f, e in by:
@@ -458,11 +490,17 @@ def extreme(kind: str, *values: Real) -> Real:
     for v in values:
         own = alone(v)
         flat.update(dict.fromkeys(own.args if own is not None and own.kind == kind else (v,)))
+    shared = _shared(flat) if len(flat) > 1 else real(0)
+    if shared != real(0) and law("maximum moves"):
+        return extreme(kind, *(v - shared for v in flat)) + shared
     scales = {v.terms[0][1] if len(v.terms) == 1 and v.terms[0][0] else None for v in flat}
     (scale,) = scales if len(scales) == 1 else (None,)
     if scale not in (None, 1) and law("maximum moves"):
         other = {"maximum": "minimum", "minimum": "maximum"}[kind] if scale < 0 else kind
         return extreme(other, *(v * real(1 / scale) for v in flat)) * real(scale)
+    raised = [_exponent(v) for v in flat]
+    if len(flat) > 1 and None not in raised and law("exp grows"):
+        return exponential(extreme(kind, *(x for x in raised if x is not None)))
     numbers = [v.number for v in flat if v.number is not None]
     if len(numbers) > 1:
         most = max(numbers) if kind == "maximum" else min(numbers)
@@ -484,6 +522,14 @@ def extreme(kind: str, *values: Real) -> Real:
         )  # fmt: skip
     found = sorted([*others, *map(real, merged.values())], key=lambda v: v.key)
     return found[0] if len(found) == 1 else real(Factor(kind, tuple(found)))
+
+
+def _shared(values: Iterable[Real]) -> Real:
+    """Terms that all values have; none where cases are told apart, which keep what they are."""
+    first, *others = (dict(v.terms) for v in values)
+    if any(map(_compared, (t for v in (first, *others) for p in v for t in p))):
+        return real(0)
+    return Real.of({p: c for p, c in first.items() if p and all(v.get(p) == c for v in others)})
 
 
 def alone(v: Real) -> Factor | None:
@@ -599,22 +645,44 @@ def extreme_over(kind: str, names: Sequence[str], domain: Cond, body: Real) -> R
     body = given(body, domain)
     free = {p: c for p, c in body.terms if not own & Real(((p, Fraction(1)),)).names}
     left = {p: c for p, c in body.terms if p not in free}
-    if not left:
-        return Real.of(free)
-    scale = abs(next(iter(Real.of(left).terms))[1])
-    if (free or scale != 1) and not law("maximum moves"):
+    if not left or any(_compared(t) for p in left for t in p):  # cases stay what they are
         return _closed(f"{kind} of", names, domain, body)
-    inner = Real.of({p: c / scale for p, c in left.items()})
-    if len(inner.terms) == 1 and inner.terms[0][1] < 0 and law("maximum moves"):
+    moving = Real.of(left)
+    outside = _sorted({f: e for f, e in _surely_positive(moving) if not own & f.names})
+    scale = abs(moving.terms[0][1])
+    if (free or outside or scale != 1) and not law("maximum moves"):
+        return _closed(f"{kind} of", names, domain, body)
+    inner = Real.of({_quotient(p, outside): c / scale for p, c in left.items()})
+    if inner.terms[0][1] < 0 and law("maximum moves"):
         kind = "minimum" if kind == "maximum" else "maximum"
         scale, inner = -scale, -inner
-    nested = alone(inner)
-    names = list(names)
-    while nested is not None and nested.kind == f"{kind} of" and law("maximum of maxima"):
-        more, condition, inner = opened(nested)
-        names, domain = [*names, *more], both(domain, condition)
-        nested = alone(inner)
-    return Real.of(free) + _closed(f"{kind} of", names, domain, inner) * real(scale)
+    return Real.of(free) + _extreme_of(kind, names, domain, inner) * Real.of({outside: scale})
+
+
+def _extreme_of(kind: str, names: Sequence[str], domain: Cond, body: Real) -> Real:
+    """The maximum (minimum) of what has nothing to take out: of another one, or of an exp."""
+    nested, raised = within(kind, body), _exponent(body)
+    if nested is not None and law("maximum of maxima"):
+        more, condition, inner = nested
+        return extreme_over(kind, [*names, *more], both(domain, condition), inner)
+    if raised is not None and law("exp grows"):
+        return exponential(extreme_over(kind, names, domain, raised))
+    return _closed(f"{kind} of", names, domain, body)
+
+
+def _compared(power: tuple[Factor, Fraction]) -> bool:
+    return power[0].kind == "truth" and compares(power[0].args[0])
+
+
+def within(kind: str, x: Real) -> tuple[list[str], Cond, Real] | None:
+    """The maximum (minimum) over some names as which a sum with one in it can be written."""
+    other = {"maximum": "minimum", "minimum": "maximum"}[kind]
+    for p, c in x.terms:
+        f, e = p[0] if len(p) == 1 else (None, 0)
+        if f is not None and e == 1 and f.kind == f"{kind if c > 0 else other} of":
+            names, domain, body = opened(f)
+            return names, domain, x + (body - real(f)) * real(c)
+    return None
 
 
 def product_over(names: Sequence[str], domain: Cond, body: Real) -> Real:

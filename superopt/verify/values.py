@@ -231,17 +231,16 @@ def reduce_over(kind: str, names: Sequence[str], domain: Cond, a: Value) -> Valu
         raise Unreadable("NaN is reduced")
     if kind in REDUCE:
         return Value(REDUCE[kind](names, domain, a.finite))
-    if kind == "minimum":
-        return negative(reduce_over("maximum", names, domain, negative(a)))
-    if a.above != FALSE:
-        raise Unreadable("a maximum of infinities")
-    if a.below == TRUE:
-        return LOWEST
-    own = set(names)
-    outside = [c for c in conjuncts(negation(a.below)) if not own & c.names]
-    inside = [c for c in conjuncts(negation(a.below)) if own & c.names]
-    found = extreme_over("maximum", names, both(domain, *inside), a.real)
-    return Value(found, negation(both(*outside)))
+    up = kind == "maximum"
+    if (a.above if up else a.below) != FALSE:
+        raise Unreadable(f"a {kind} of infinities")
+    left_out = a.below if up else a.above
+    if left_out == TRUE:
+        return LOWEST if up else HIGHEST
+    own, kept = set(names), conjuncts(negation(left_out))
+    outside = negation(both(*(c for c in kept if not own & c.names)))
+    found = extreme_over(kind, names, both(domain, *(c for c in kept if own & c.names)), a.real)
+    return Value(found, outside) if up else Value(found, above=outside)
 
 
 # -- a spec --------------------------------------------------------------------------------------

@@ -112,6 +112,11 @@ def group_norm(x, g, b):
     return F.group_norm(x, 3, g, b)
 
 
+@superopt.spec(x=Tensor(B, N), dtype=HALF, tune_at=[{"B": 1024, "N": 65536}])
+def argmax(x):
+    return torch.argmax(x, -1), torch.amax(x, -1)
+
+
 @superopt.spec(x=Tensor(B, N), dtype=HALF, tune_at=[{"B": 64, "N": 65536}])
 def clamped_extremes(x):
     clamped = torch.clamp(x * 2, -1.5, 2.5)
