@@ -274,7 +274,8 @@ class _PathCheck:
         for a in part.accesses:
             store, text = self.tensors[a.tensor], f"{name}: {a.name}"
             if a.kind == "load" and not store.is_input and a.tensor not in self.written:
-                yield Obligation(f"{text} is of what has been stored{self.where}", "refuted")
+                never = "unknown" if a.tensor in self.stores else "refuted"
+                yield Obligation(f"{text} is of what has been stored{self.where}", never)
             both_ways = {b.kind for b in part.accesses if b.tensor == a.tensor} == {"load", "store"}
             if a.kind == "load" and both_ways and not store.is_input:
                 yield Obligation(

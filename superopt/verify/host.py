@@ -302,10 +302,21 @@ def paths(
         several = returned if isinstance(returned, tuple) else (returned,)
         path.returned = [_store_of(r) for r in several]
         path.conditions = decisions.conditions()
-        yield path
+        yield _in_one_block(path, decisions)
         if not decisions.next():
             return
     raise Unreadable(f"more than {MOST_PATHS} ways through the host code")
+
+
+def _in_one_block(path: Path, decisions: _Decisions) -> Path:
+    """The path with 1 for each number of blocks of which its conditions leave one."""
+
+    def change(a: Atom) -> Poly | None:
+        one = a.kind == "quotient" and decisions.decided(path.conditions, eq(poly(a), 1))
+        return poly(1) if one else None
+
+    path.launches = [replace(n, programs=mapped(n.programs, change)) for n in path.launches]
+    return path
 
 
 def _inputs(signature: Mapping[str, tuple[Any, Sequence[Any]]]) -> list[Store]:

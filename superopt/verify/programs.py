@@ -414,6 +414,8 @@ class Run:
             for coordinate, extent in self.piece.coordinates.items():
                 if r == poly(coordinate) and extent != by and not extent.split(by)[1].terms:
                     raise Split(coordinate, by)
+        if d is not None and d > 1 and self.holds(between(d, over, 2 * d), shape):
+            return poly(1), over - d  # one block is enough for so few
         args = (over, by)
         return poly(Atom("quotient", args)), poly(Atom("remainder", args))
 
