@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import keyword
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -115,7 +116,7 @@ def build(
 
     code: Any = getattr(inspect.unwrap(fn), "__code__", None)
     made = Spec(
-        str(name or getattr(fn, "__name__", type(fn).__name__)),
+        name or kernel_name(fn),
         fn,
         tensors,
         tuple(dict(sizes) for sizes in tune_at),
@@ -135,6 +136,12 @@ def build(
     _check_dims(made)
     _check_sizes(made)
     return made
+
+
+def kernel_name(fn: Any) -> str:
+    """What a function's kernel is called; a lambda's is `function`."""
+    name = str(getattr(fn, "__name__", type(fn).__name__))
+    return name if name.isidentifier() and not keyword.iskeyword(name) else "function"
 
 
 def _resolved(tensor: Tensor, dtype: Any) -> Tensor:

@@ -60,6 +60,13 @@ def test_search_a_function() -> None:
         result.kernel(X[:2], X[:2])
 
 
+def test_a_lambda_has_a_name() -> None:
+    example = torch.ones(16, 16)
+    result = superopt.search(lambda a, b: torch.relu(a @ b), (example, example))
+    assert result.kernel.__name__ == "function"
+    assert result.report["best"]["launches"] == 1
+
+
 def test_a_temporary_folder_lives_as_long_as_its_result() -> None:
     result = superopt.search(scaled, (X,))
     folder = result.folder

@@ -22,7 +22,7 @@ from superopt.mugraph.trace.source import source_text
 from superopt.mugraph.trace.symbols import Symbols
 from superopt.mugraph.trace.table import LOWERINGS, Call, our_dtype
 from superopt.mugraph.trace.value import Value, axes_of, flat_index, product, tensor_value
-from superopt.spec import Spec, build, is_dim, root_dim
+from superopt.spec import Spec, build, is_dim, kernel_name, root_dim
 from superopt.spec import Tensor as SpecTensor
 
 CONSTANT_ELEMENTS = 8  # a longer constant tensor is refused: it would be a chain of selections
@@ -59,7 +59,7 @@ def spec_of(
     fn: Callable[..., Any], args: Sequence[Any], dynamic_shapes: Any = None, name: str | None = None
 ) -> Spec:
     """The spec that example arguments amount to. Raises SpecError for what is not a tensor."""
-    called = name or getattr(fn, "__name__", None) or type(fn).__name__.lower()
+    called = name or (kernel_name(fn) if hasattr(fn, "__name__") else type(fn).__name__.lower())
     target = type(fn).forward if isinstance(fn, torch.nn.Module) else fn
     try:
         parameters = list(inspect.signature(target).parameters)
