@@ -296,21 +296,27 @@ def sector_overhead(a: Access, s: Shape) -> Numbers:
     """Bytes that memory moves for each byte requested: short contiguous runs waste their sectors.
 
     A run is the tile along the tensor's last dimension, longer where it covers that whole
-    dimension.
-    A little is charged for each run, as addresses are computed by run.
+    dimension; of every second element it spans twice as much. A little is charged for each run, as
+    addresses are computed by run.
     """
     indices = a.node.indices if isinstance(a.node, Store) else a.node.args[:-1]
-    run = np.full(1, float(bytes_of(a.tensor)))
+    size = float(bytes_of(a.tensor))
+    run = span = np.full(1, size)
     for e, extent in zip(reversed(indices), reversed(a.tensor.shape), strict=True):
-        own = [x for x in e.free if ix.poly(e).get((ix_axis(x),)) == 1 and x in s.roles]
-        if len(own) != 1:
+        terms = ix.poly(e)
+        steps = [(terms.get((ix_axis(x),), 0), x) for x in e.free if x in s.roles]
+        least = min((step for step, _ in steps if step > 0), default=0)
+        own = [x for step, x in steps if step == least]
+        if len(own) != 1 or least < 1 or (least > 1 and run is not span):
             break
         (x,) = own
         inside = np.minimum(s.tile[x], max(s.extent[x], 1))
-        run = run * inside
-        if extent.op != "const" or s.extent[x] != extent.attr or np.all(inside < s.extent[x]):
+        run, span = run * inside, span * inside * least
+        whole = extent.op == "const" and s.extent[x] * least == extent.attr
+        if not whole or np.all(inside < s.extent[x]):
             break
-    return np.asarray(np.ceil(run / SECTOR) * SECTOR / run + 4 / run)
+    moved = np.minimum(np.ceil(span / SECTOR) * SECTOR, run / size * SECTOR)
+    return np.asarray(np.maximum(moved, run) / run + 4 / run)
 
 
 def tensor_elements(t: Tensor, sizes: Sizes) -> float:

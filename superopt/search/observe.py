@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from superopt.mugraph.expr import Expr
+import numpy as np
+
+from superopt.mugraph.expr import Expr, toposort
 from superopt.search.egraph import EGraph
 from superopt.search.extract import Coster, Extractor, Weights
-from superopt.search.fingerprint import Fingerprints
+from superopt.search.fingerprint import Array, Fingerprints
+
+INFINITE = 16  # worlds in which some of the float inputs hold nothing but one infinity
 
 
 def merge_equal(g: EGraph) -> int:
     """Merge classes that are observationally equal; how many were merged.
 
-    The rules need not know every identity that a program happens to use.
+    The rules need not know every identity that a program happens to use. What has a condition may
+    be there for infinite inputs alone: it must be equal on these too.
     """
     values = Fingerprints()
+    extreme = Fingerprints(worlds=INFINITE, scales=_infinite)
     terms = _representatives(g)
-    seen: dict[tuple[bytes, str], int] = {}
+    seen: dict[tuple[bytes, str], list[int]] = {}
     merged = 0
+
+    def same(c: int, other: int) -> bool:
+        pair = terms[c], terms[other]
+        if g[c].free != g[other].free:
+            return False
+        conditional = any(n.dtype == "bool" and n.op != "const" for n in toposort(*pair))
+        return not conditional or extreme.key(pair[0]) == extreme.key(pair[1])
+
     for c, term in terms.items():
         if not g.classes[g.find(c)].dtype.startswith("f"):
             continue
-        key = values.key(term), g[c].dtype
-        if key in seen and g[seen[key]].free == g[c].free:
-            merged += g.union(seen[key], c)
-        seen.setdefault(key, c)
+        known = seen.setdefault((values.key(term), g[c].dtype), [])
+        equal = next((other for other in known if same(c, other)), None)
+        if equal is None:
+            known.append(c)
+        else:
+            merged += g.union(equal, c)
     g.rebuild()
     return merged
+
+
+def _infinite(name: str) -> tuple[Array, Array]:
+    rng = np.random.default_rng(list(name.encode()))
+    offsets = rng.choice([0.0, 0.0, -np.inf, np.inf], INFINITE)
+    return np.where(offsets == 0, 1.0, 0.0), offsets
 
 
 def _representatives(g: EGraph) -> dict[int, Expr]:

@@ -434,23 +434,26 @@ def _witness(site: Site, element: Sequence[Poly]) -> tuple[Cond, Cond] | None:
     """(what defines the program, turns and lanes of an element; what these must keep to).
 
     Along a dimension an index is a sum of multiples of symbols: the element's is divided by the
-    largest, what remains by the next. What is in no index is 0. None where that is not seen.
+    largest, what remains by the next, and what remains of the last must be 0. What is in no index
+    is 0. None where that is not seen.
     """
     part, access, places = site
     facts, claims = [], [part.piece.facts, access.facts]
     free = {*part.piece.coordinates, *(loop.turn for loop in access.loops)}
     free |= {a for d in range(len(access.lanes)) for a in lane(d).atoms}
-    for i, e in zip(places, element, strict=True):
+    for d, (i, e) in enumerate(zip(places, element, strict=True)):
         own = sorted(((c, m) for m, c in i.terms if m), key=lambda t: -t[0])
         if not own:
             claims.append(eq(i, e))
             continue
-        if any(len(m) > 1 or m[0] not in free for _, m in own) or own[-1][0] != 1:
+        if any(len(m) > 1 or m[0] not in free for _, m in own) or own[-1][0] < 1:
             return None
         free -= i.atoms
-        facts.append(eq(i, e))
+        rest = poly(0) if own[-1][0] == 1 else symbol(f"turn!rest{d}")
+        facts.append(eq(i + rest, e))
+        claims.append(eq(rest, 0))
         for n, (c, _) in enumerate(own):
-            facts.append(between(0, Poly.of({m: k for k, m in own[n + 1 :]}), c))
+            facts.append(between(0, Poly.of({m: k for k, m in own[n + 1 :]}) + rest, c))
     facts += [eq(poly(a), 0) for a in sorted(free, key=str)]
     return both(*facts), both(*claims)
 

@@ -920,13 +920,16 @@ def _elements(
             continue
         own = sorted((t for t in i.terms if t[0]), key=lambda t: -t[1])
         plain = all(len(m) == 1 and _varies(m[0]) for m, _ in own)
-        if plain and own and own[-1][1] == 1:
-            left = e - dict(i.terms).get((), 0)
+        if plain and own and own[-1][1] >= 1:
+            first, step = dict(i.terms).get((), 0), own[-1][1]
+            digit = poly(first if 0 < first < step else 0)  # of e itself, below every step
+            left = e - first + digit
             for n, ((a,), c) in enumerate(own):
-                rest = Poly.of(dict(own[n + 1 :]))
+                rest = Poly.of(dict(own[n + 1 :])) + digit
                 if rest.terms and not follows(between(0, rest, c)):
                     return None
-                change[a] = poly(Atom("quotient", (left, poly(c)))) if rest.terms else left
+                exact = c == 1 and not rest.terms
+                change[a] = left if exact else poly(Atom("quotient", (left, poly(c))))
                 left = left - change[a] * c
             continue
         lanes = [m[0] for m, c in i.terms if c == 1 and len(m) == 1 and m[0].kind == "lane"]
