@@ -20,6 +20,7 @@ from torch.export import Dim
 from superopt.emit import emit
 from superopt.mugraph.program import Program
 from superopt.mugraph.trace import trace
+from superopt.pipeline import Settings, find_kernel
 from superopt.spec import Tensor, spec
 from superopt.verify import Proving
 from superopt.verify.addresses import Prover
@@ -100,7 +101,32 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     return written(fn, {}, folder, 16, x=Tensor(B, 40), y=Tensor(B, 24))
 
 
-@pytest.mark.parametrize("name", ["gated", "rows", "swizzled", "joined"])
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """Neighbours turned into one another: two stores, of every second element each."""
+
+    def fn(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack((a * c - b, a + b * c), -1).flatten(-2)
+
+    run = find_kernel(spec(dtype=HALF, x=Tensor(B, 64), c=Tensor(B, 32))(fn), Settings(jobs=1))
+    path = tmp_path_factory.mktemp("paired") / "kernel.py"
+    path.write_text(run.source)
+    return Kernel(path, run.program)
+
+
+@pytest.fixture(scope="module")
+def squared(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """Rows of an extent held whole: each power of two is a path, on which one tile may be all."""
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x @ w, x.float().amax(1)
+
+    folder = tmp_path_factory.mktemp("squared")
+    return written(fn, {"b1": "whole"}, folder, 32, x=Tensor(B, B), w=Tensor(B, B))
+
+
+@pytest.mark.parametrize("name", ["gated", "rows", "swizzled", "joined", "paired", "squared"])
 def test_a_sound_kernel_is_proved(name: str, request: pytest.FixtureRequest) -> None:
     with Proving() as proving:
         proving.ask(*request.getfixturevalue(name), {})
@@ -165,6 +191,12 @@ EDITS = {
         ("_span(x) < 2**31", "x.numel() < 2**31"),  # which no symbol has: not a False
         ("in_b = b < B", "in_b = tl.max_constancy(b < B, 16)"),
         ("n = n_start +", "n = tl.where(n_start < N, n_start * 70000, 0) // 70000 +"),
+    ),
+    "paired": (
+        ("out_ptr + b[:, None] * 64 + (n * 2)", "out_ptr + b[:, None] * 64 + (n * 2 + 1)"),
+        ("out_ptr + b[:, None] * 64 + (n * 2 + 1)", "out_ptr + b[:, None] * 64 + (n * 2 + 3)"),
+        ("out_ptr + b[:, None] * 64 + (n * 2 + 1)", "out_ptr + b[:, None] * 64 + (n * 4 + 1)"),
+        ("out_ptr + b[:, None] * 64 + (n * 2 + 1)", "out_ptr + b[:, None] * 64 + (n + 32)"),
     ),
 }
 PROVE_ALL = """

@@ -24,9 +24,11 @@ from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, Outcome, choices, search_program
 from superopt.search.fingerprint import HOSTILE, KINDS, relative_errors
+from superopt.search.partition import cuts
 from superopt.search.pool import ProcessPool
 from superopt.search.roles import share_axes
 from superopt.search.scheduler import Status
+from superopt.search.tasks import build_space, worth_storing
 from superopt.verify import check_graph
 
 H200 = load_profile("h200")
@@ -74,6 +76,50 @@ def test_launch_cost_decides_whether_to_fuse() -> None:
     slow = H200.scaled(launch_s=100)
     best = search_program(program, Options(slow, ((),))).candidates[0]
     assert best.at[()][1].launches == 1
+
+
+def test_what_an_output_repeats_is_stored_once() -> None:
+    """Recomputing the scale for each row of x would cost a product a row."""
+
+    def modulated(x: torch.Tensor, c: torch.Tensor, a: torch.Tensor, b: torch.Tensor):
+        rows = x / x.abs().amax(-1, keepdim=True)
+        return rows * (c @ a)[:, None] + (c @ b)[:, None]
+
+    shapes = {"x": (8, 1024, 512), "c": (8, 512), "a": (512, 512), "b": (512, 512)}
+    best = search(traced(modulated, dtype=torch.float16, **shapes)).candidates[0].graph
+    stored = [[s.tensor.name for s in k.stores] for k in best.kernels]
+    assert stored == [["t0", "t1"], ["out"]]
+
+
+def test_projections_of_one_shape_are_candidates_each() -> None:
+    def scores(x: torch.Tensor, wq: torch.Tensor, wk: torch.Tensor, wv: torch.Tensor):
+        return torch.relu((x @ wq) @ (x @ wk).T) @ (x @ wv)
+
+    shapes = {"x": (256, 128), "wq": (128, 64), "wk": (128, 64), "wv": (128, 64)}
+    space, _ = build_space(traced(scores, dtype=torch.float16, **shapes), H200)
+    products = [c.number for c in worth_storing(space, ((),)) if c.product]
+    projections = [c for c in products if len(space.graph[c].free) == 2]
+    assert len(projections) == 4  # q, k, v and the scores that relu leaves
+    assert tuple(products) in cuts(worth_storing(space, ((),)))
+
+
+def test_a_class_with_a_guard_is_no_equal_of_what_it_guards() -> None:
+    program = traced(lambda x: torch.logsumexp(x, 1), dtype=torch.float32, x=(64, 4096))
+    for candidate in search(program).candidates:
+        assert any(find(s.value, "where") for k in candidate.graph.kernels for s in k.stores)
+
+
+def test_a_program_is_searched_as_written() -> None:
+    """Without algebra the square of a difference stays one; a candidate computes the program."""
+
+    def distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ((x[:, None] - y[None]) ** 2).sum(-1).amin(1)
+
+    program = traced(distances, dtype=torch.float16, x=(2048, 64), y=(4096, 64))
+    best, plain = (search(program, algebra=a).candidates[0].graph for a in (True, False))
+    reductions = [len(list(find(g.kernels[0].stores[0].value, "reduce"))) for g in (best, plain)]
+    assert reductions == [4, 2]  # x squared, y squared and their product, each on its own, or not
+    assert check_graph(program, plain, 0).passed
 
 
 def test_siblings_share_one_launch() -> None:

@@ -58,6 +58,16 @@ def chain(left: bool) -> Program:
     return Program("chain", (X, Y, Z), stores, (OUT,))
 
 
+@pytest.mark.parametrize("scale, kind", [(1.0, "tested"), (1 + 1e-9, "refused")])
+def test_terms_that_cancel_leave_a_rounding_error(scale: float, kind: str) -> None:
+    """sqrt(x^2) - x is 0 in floating point too, wherever x is; x^1.5 / sqrt(x) - x is not."""
+    x = op("add", op("square", at(X, R, J)), const(1.0, "f32"))
+    want = op("sub", op("sqrt", op("mul", x, x)), x)
+    ratio = op("div", op("pow", x, const(1.5, "f32")), op("sqrt", x))
+    got = op("sub", op("mul", ratio, const(scale, "f32")), x)
+    assert check_tested(program(want), program(got), 0).kind == kind
+
+
 def test_a_reassociated_product_is_probable() -> None:
     verdict = check_graph(chain(True), chain(False))
     assert verdict.kind == "probable"
