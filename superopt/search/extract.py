@@ -21,6 +21,7 @@ from superopt.search.fingerprint import Accuracy
 
 SAFE = 2  # of which accurate ones, if there are any
 KEEP = 5  # terms kept a class
+UNROUNDED = 2.01  # operations of a product and sum whose operands stay in single precision
 Volume = Callable[[frozenset[Axis]], float]
 
 
@@ -95,8 +96,8 @@ class Coster:
             return 0.0
         if e.op == "reduce":
             inner = e.args[0].free | frozenset(e.attr.axes)
-            if contraction(e) is not None:
-                return self.volume(inner) * 2 * w.tensor
+            if contraction(e) is not None:  # of equal ones, that whose operands may be rounded
+                return self.volume(inner) * (2 if e.attr.operand else UNROUNDED) * w.tensor
             return self.volume(inner) * w.scalar
         if e.dtype == "index":
             return 0.0

@@ -24,10 +24,14 @@ MOST_TEMPORARIES = 3  # of these sets
 
 @dataclass(frozen=True)
 class Candidate:
-    """A class worth a temporary. `product`: what the program writes at the end of a contraction."""
+    """A class worth a temporary. `product`: what the program writes at the end of a contraction.
+
+    `large`: it has more elements than half of what is read and written anyway.
+    """
 
     number: int
     product: bool
+    large: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,10 @@ def candidates(
     chains = _chains(g, scored)
     last = {scored[max(chain)] for chain in chains}
     kept = sorted(last | {scored[min(chain)] for chain in chains})[:MOST_CANDIDATES]
-    return [Candidate(r[3], not r[0] and r in last and _contracts(g, r[3])) for r in kept]
+    return [
+        Candidate(c, not new and scored[c] in last and _contracts(g, c), stored > most_elements)
+        for new, _, stored, c in kept
+    ]
 
 
 def _chains(g: EGraph, scored: Mapping[int, tuple[bool, float, float, int]]) -> list[set[int]]:
@@ -201,10 +208,12 @@ def operand_type(g: EGraph, c: int) -> str | None:
 
 
 def cuts(found: Sequence[Candidate]) -> list[tuple[int, ...]]:
-    """Sets of classes to store, smallest sets first; last what is stored if only products are."""
+    """Sets of classes to store, smallest sets first; last all products, and those not large."""
     some = [c.number for c in found[:MOST_COMBINED]]
     small = [c for n in range(1, MOST_TEMPORARIES + 1) for c in combinations(some, n)]
-    return list(dict.fromkeys([*small, tuple(c.number for c in found if c.product)]))
+    products = [c for c in found if c.product]
+    whole = [products, [c for c in products if not c.large]]
+    return list(dict.fromkeys([*small, *(tuple(c.number for c in cut) for cut in whole if cut)]))
 
 
 def neighbours(cut: Sequence[int], found: Sequence[Candidate]) -> list[tuple[int, ...]]:
