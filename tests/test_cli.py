@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 import superopt
-import superopt.api  # noqa: F401  (it keeps `find_kernel`: not what a test puts in its place)
+import superopt.api  # it keeps `find_kernel`, not what a test puts in its place
 from superopt import cli, pipeline
 from superopt.cost_model.profile import load_profile
 from superopt.errors import UnsupportedOperator

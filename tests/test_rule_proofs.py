@@ -107,6 +107,7 @@ ADDED = Fold("sum c*e+c*f", lambda n: C * E(n) + C * F(n))
 SCALED_F = Fold("sum c*f", lambda n: C * F(n))
 # of a double sum: row(n) is one over the other axis; factors leave it by the rule proved above
 ROW = z3.Function("row", z3.IntSort(), z3.RealSort())
+ROWS = Fold("sum row", lambda n: ROW(n))
 OUTER = Fold("sum a*row", lambda n: E(n) * ROW(n))
 NESTED = Fold("sum of rows", lambda n: z3.Function("row of a*b", z3.IntSort(), z3.RealSort())(n))
 ROW_AB = z3.Function("row of a*b", z3.IntSort(), z3.RealSort())
@@ -121,6 +122,9 @@ PROOFS: dict[str, list[ByInduction | Directly]] = {
     "factor-leaves-sum": [ByInduction((SCALED, SUM_E), SCALED, lambda n: C * SUM_E(n))],
     "sum-nests": [
         ByInduction((NESTED, OUTER), NESTED, OUTER, lemma=ROW_AB(N) == E(N) * ROW(N)),
+    ],
+    "sum-splits": [  # a sum over pairs is that of its rows' sums
+        ByInduction((NESTED, ROWS), NESTED, ROWS, lemma=ROW_AB(N) == ROW(N)),
     ],
     "sums-exchange": [  # the lemma: sums add, and a factor leaves them, for the sum over j
         ByInduction(

@@ -31,6 +31,7 @@ D = x("d", J, K)
 CASES = {
     "factor-leaves-sum": reduce("sum", [K], mul(A, C)),
     "sum-nests": reduce("sum", [J, K], mul(C, B, A)),
+    "sum-splits": reduce("sum", [J, K], mul(x("p", R, J, K), x("q", J, K, Axis("l", index(5))))),
     "sums-exchange": reduce("sum", [K], mul(B, reduce("sum", [Axis("l", index(5))],
                             mul(x("p", R, Axis("l", index(5))), x("q", Axis("l", index(5)), K))))),
     "sum-distributes": reduce("sum", [K], mul(A, op("add", B, C))),
@@ -44,6 +45,7 @@ CASES = {
 REFUSED = {  # beside each, what just misses its condition
     "factor-leaves-sum": reduce("sum", [K], mul(A, B)),
     "sum-nests": reduce("sum", [J, K], mul(B, D)),
+    "sum-splits": reduce("sum", [J, K], mul(x("p", R, J, K), D)),
     "sums-exchange": reduce("sum", [K], mul(B, reduce("sum", [Axis("l", index(5))],
                             x("s", R, K, Axis("l", index(5)))))),
     "sum-distributes": reduce("sum", [K], mul(A, op("maximum", B, C))),

@@ -74,6 +74,19 @@ def _sum_nests(g: EGraph, c: int, n: ENode) -> Iterator[int]:
             yield g.reduction(n.attr, others, g.product(body.attr, [*outside, inner], g[c].dtype))
 
 
+def _sum_splits(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    for axes, body in _sums(g, n):
+        free = [g[f].free for f in body.children]
+        whole = frozenset().union(*free)
+        if not all(f < whole for f in free):
+            continue
+        for a in axes if len(axes) > 1 else ():
+            if all(a in f for f in free):
+                inner = g.reduction(n.attr, (a,), g.product(1.0, [*body.children], g[c].dtype))
+                others = tuple(b for b in axes if b != a)
+                yield g.reduction(n.attr, others, g.product(body.attr, [inner], g[c].dtype))
+
+
 def _sums_exchange(g: EGraph, c: int, n: ENode) -> Iterator[int]:
     for axes, body in _sums(g, n):
         for position, factor in enumerate(body.children):
@@ -184,6 +197,8 @@ RULES: tuple[Rule, ...] = (
     Rule("factor-leaves-sum", "sum[k] c*e -> c * sum[k] e",
          "c does not vary along k; c finite, or k not empty: assumed", _factor_leaves_sum),
     Rule("sum-nests", "sum[j,k] a*b -> sum[j] a * sum[k] b", "a does not vary along k", _sum_nests),
+    Rule("sum-splits", "sum[j,k] a*b -> sum[j] sum[k] a*b",
+         "a and b each lack an axis of the other", _sum_splits),
     Rule("sums-exchange", "sum[k] c * sum[j] a*b -> sum[j] a * sum[k] c*b",
          "a does not vary along k, c not along j", _sums_exchange),
     Rule("sum-distributes", "sum[k] c*(a+b) -> sum[k] c*a + sum[k] c*b",

@@ -402,12 +402,10 @@ class Lift(Run):
     def _tt_dot(self, op: Op) -> Any:
         a, b, c = map(self.value, op.operands)
         (rank, length) = len(op.operands[0].type.shape), op.operands[0].type.shape[-1]
-        if rank != 2:
-            raise Unreadable("a dot of more than two dimensions")
         name = f"k!{next(self.numbers)}"
         k = symbol(name)
-        left = a.changed({Atom("lane", (1,)): k})
-        right = b.changed({Atom("lane", (0,)): k})
+        left = a.changed({Atom("lane", (rank - 1,)): k})
+        right = b.changed({Atom("lane", (rank - 2,)): k})  # those before are the batch's
         summed = reduce_over("sum", [name], between(0, k, length), multiply(left, right))
         return add(c, summed)
 
