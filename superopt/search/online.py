@@ -479,8 +479,8 @@ def _sum_of_sizes(r: Expr, full: Sample) -> Array:
     with np.errstate(all="ignore"):
         body = np.abs(np.asarray(full.value(r.args[0]), np.float64))
         body = np.where(np.isfinite(body), body, 0.0)
-    most = body.max(axis=tuple(range(body.ndim - 1)))
-    return np.asarray(most * full.weight(full.k) * len(full.all_points()))
+        most = body.max(axis=tuple(range(body.ndim - 1)))
+        return np.asarray(most * full.weight(full.k) * len(full.all_points()))
 
 
 def _cancelled(stores: tuple[Store, ...], k: Axis) -> Iterator[tuple[Store, ...]]:
@@ -502,9 +502,11 @@ def _same_numbers(found: Array, wanted: Array) -> bool:
     """Whether values agree in the ordinary worlds."""
     pair = np.broadcast_arrays(*np.atleast_1d(found, wanted))
     got, want = (np.asarray(v, np.float64)[..., :ORDINARY] for v in pair)
+    if np.isnan(want).all():
+        return False
     with np.errstate(all="ignore"):
         near = np.abs(got - want) <= CLOSE * np.abs(want) + 1e-12 * np.nanmax(np.abs(want))
-    return bool((near | np.isnan(want)).all()) and not np.isnan(want).all()
+    return bool((near | np.isnan(want)).all())
 
 
 def _reached(stores: tuple[Store, ...], k: Axis, laws: dict[Expr, Law]) -> list[Expr]:
