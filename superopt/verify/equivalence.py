@@ -205,11 +205,12 @@ class Forms:
         split = _unjoined(names, domain, body)
         if split is not None and law("an index as two"):
             return self.tidy(over(f.kind, *split), facts)
+        before = body
         names, domain, body = self.fused(list(names), self.condition(domain, facts), body, facts)
         domain = self.domain(domain, names, facts)
         names, domain, body = shifted(names, domain, body)
-        if any(g.kind in REDUCTIONS for g in factors_in([body])):  # of other indices than before
-            body = self.tidy(body, both(facts, domain))
+        if body != before and any(g.kind in REDUCTIONS for g in factors_in([body])):
+            body = self.tidy(body, both(facts, domain))  # of other indices than before
         if domain == FALSE and f.kind == "sum":
             return real(0)
         simpler = without_middle(domain, names, facts, self.follows) if compares(domain) else domain
