@@ -128,12 +128,12 @@ def test_what_a_gpu_would_run_is_what_is_checked(
 
 
 def test_a_witness_has_row_sizes_index_and_values(worker: Worker, tmp_path: Path) -> None:
-    source = kernels.SOFTMAX.replace("out = e /", "out = 1.01 * e /")
+    source = kernels.SOFTMAX.replace("out = e /", "out = 1.1 * e /")
     witness = run(worker, tmp_path, kernels.softmax_rows(), source).witness
     assert witness["inputs"] == "ordinary"
     assert witness["sizes"] == {"B": 1}
     assert len(witness["index"]) == 2
-    assert witness["got"] == pytest.approx(1.01 * witness["want"], rel=1e-3)
+    assert witness["got"] == pytest.approx(1.1 * witness["want"], rel=1e-3)
     assert witness["eager"] == pytest.approx(witness["want"], rel=1e-3)
 
 
