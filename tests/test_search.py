@@ -24,7 +24,7 @@ from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, Outcome, choices, search_program
 from superopt.search.fingerprint import HOSTILE, KINDS, relative_errors
-from superopt.search.partition import cuts
+from superopt.search.partition import Candidate, cuts
 from superopt.search.pool import ProcessPool
 from superopt.search.roles import share_axes
 from superopt.search.scheduler import Status
@@ -101,6 +101,13 @@ def test_projections_of_one_shape_are_candidates_each() -> None:
     projections = [c for c in products if len(space.graph[c].free) == 2]
     assert len(projections) == 4  # q, k, v and the scores that relu leaves
     assert tuple(products) in cuts(worth_storing(space, ((),)))
+
+
+def test_sums_of_rows_are_stored_beside_many_large_values() -> None:
+    """What is small is combined, however much is large and comes before it."""
+    large = [Candidate(n, True, True) for n in range(7)]
+    small = [Candidate(n, False, False) for n in (7, 8)]
+    assert (7, 8) in cuts([*large, *small])
 
 
 def test_a_class_with_a_guard_is_no_equal_of_what_it_guards() -> None:

@@ -18,7 +18,7 @@ from superopt.mugraph.expr import Axis, Expr, Tensor, axis, load
 from superopt.search.egraph import EGraph
 
 MOST_CANDIDATES = 12
-MOST_COMBINED = 6  # candidates of which every small set is a cut
+MOST_COMBINED = 6  # candidates, and as many that are not large, of which every small set is a cut
 MOST_TEMPORARIES = 3  # of these sets
 
 
@@ -209,8 +209,10 @@ def operand_type(g: EGraph, c: int) -> str | None:
 
 def cuts(found: Sequence[Candidate]) -> list[tuple[int, ...]]:
     """Sets of classes to store, smallest sets first; last all products, and those not large."""
-    some = [c.number for c in found[:MOST_COMBINED]]
-    small = [c for n in range(1, MOST_TEMPORARIES + 1) for c in combinations(some, n)]
+    little = [c for c in found if not c.large]
+    combined = [[c.number for c in row[:MOST_COMBINED]] for row in (found, little)]
+    upto = range(1, MOST_TEMPORARIES + 1)
+    small = [cut for n in upto for row in combined for cut in combinations(row, n)]
     products = [c for c in found if c.product]
     whole = [products, [c for c in products if not c.large]]
     return list(dict.fromkeys([*small, *(tuple(c.number for c in cut) for cut in whole if cut)]))
