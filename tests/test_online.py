@@ -26,8 +26,9 @@ from superopt.cost_model.profile import load_profile
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.evaluate import run_program
-from superopt.mugraph.expr import Tensor
+from superopt.mugraph.expr import Axis, Expr, Tensor, axis, substitute
 from superopt.mugraph.program import Config, Kernel, KernelGraph, Program
+from superopt.mugraph.text import inline
 from superopt.mugraph.trace import trace
 from superopt.pipeline import Settings, find_kernel, tuned_sizes
 from superopt.search.driver import Options, choices, search_program
@@ -74,15 +75,22 @@ def asked(graph: KernelGraph, configs: Sequence[Config], sizes: Mapping[str, int
     """By tensor: bytes requested, and bytes if each program that needs some read them once."""
     found: dict[str, list[float]] = {}
     for kernel, config in zip(graph.kernels, configs, strict=True):
-        once: dict[str, float] = {}
+        once: dict[tuple[str, str], float] = {}
         for f, s in shapes(kernel, config, sizes):
             for a in f.accesses:
-                total, name = found.setdefault(a.tensor.name, [0.0, 0.0]), a.tensor.name
+                total, place = found.setdefault(a.tensor.name, [0.0, 0.0]), place_of(a)
                 total[0] += float(ft.elements(f, s, a.free, a.context)[0]) * ft.bytes_of(a.tensor)
-                once[name] = max(once.get(name, 0.0), part_of(f, s, a))
-        for name, size in once.items():
+                once[place] = max(once.get(place, 0.0), part_of(f, s, a))
+        for (name, _), size in once.items():
             found[name][1] += size
     return found
+
+
+def place_of(a: ft.Access) -> tuple[str, str]:
+    """Of which tensor and which elements of it: the same for another loop over as many."""
+    indices = a.node.args[:-1] if isinstance(a.node, Expr) else map(axis, a.node.axes)
+    alike = {b: axis(Axis(f"of {b.extent}", b.extent)) for b in a.free}
+    return a.tensor.name, ", ".join(inline(substitute(e, alike)) for e in indices)
 
 
 def part_of(f: ft.Features, s: ft.Shape, a: ft.Access) -> float:

@@ -29,7 +29,19 @@ from random_shifts import (
     verdict,
 )
 
-from superopt.mugraph.expr import Axis, Expr, Reduction, axis, cast, const, index, make, op, reduce
+from superopt.mugraph.expr import (
+    Axis,
+    Expr,
+    Reduction,
+    axis,
+    cast,
+    const,
+    index,
+    make,
+    op,
+    reduce,
+    running,
+)
 from superopt.search.shift import Law, Shifts
 
 DRAWS = int(os.environ.get("SUPEROPT_SHIFTS", "200"))
@@ -173,6 +185,15 @@ def test_the_first_place_of_a_maximum() -> None:
 )
 def test_what_has_no_law(body: Expr) -> None:
     assert law_of(total(body)) is None
+
+
+def test_a_part_of_another_loops_turn_has_none() -> None:
+    """It is not moved on its own: the other loop's maximum so far has no value outside of it."""
+    j = Axis("j", index(PLACES))
+    scores = op("add", X, tensor("z", j))
+    so_far = running(reduce("max", [j], total(scores)))
+    weighted = total(exp(sub(scores, so_far)))
+    assert Shifts().law(weighted, K, frozenset([total(scores)])) is None
 
 
 @pytest.mark.parametrize("monoid", ["max", "min"])

@@ -133,7 +133,8 @@ def statistics(r: Expr, k: Axis, active: frozenset[Expr]) -> tuple[Expr, ...]:
         if k not in e.free:
             found[e] = None
             continue
-        below = [a for a in reversed(e.args) if a not in seen]
+        args = e.args[:1] if e.op == "online" else e.args
+        below = [a for a in reversed(args) if a not in seen]
         seen.update(below)
         stack.extend(below)
     return tuple(found)
@@ -184,6 +185,8 @@ class Shifts:
     def law(self, r: Expr, k: Axis, active: frozenset[Expr]) -> Law | None:
         """U for reduction r over k, whose body uses the `active` reductions over k; or None."""
         key = (r, k, active)
+        if key not in self.known and any(e.op in MARKERS for e in _outside_markers(r.args[0])):
+            self.known[key] = None  # it is a part of another loop's turn
         if key not in self.known:
             found = _Question(r, k, statistics(r, k, active))
             self.known[key] = found.answer()
