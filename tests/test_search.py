@@ -24,7 +24,7 @@ from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, Outcome, choices, search_program
 from superopt.search.fingerprint import HOSTILE, KINDS, relative_errors
-from superopt.search.partition import Candidate, cuts
+from superopt.search.partition import Candidate, cuts, temporary
 from superopt.search.pool import ProcessPool
 from superopt.search.roles import share_axes
 from superopt.search.scheduler import Status
@@ -101,6 +101,20 @@ def test_projections_of_one_shape_are_candidates_each() -> None:
     projections = [c for c in products if len(space.graph[c].free) == 2]
     assert len(projections) == 4  # q, k, v and the scores that relu leaves
     assert tuple(products) in cuts(worth_storing(space, ((),)))
+
+
+def test_temporaries_are_laid_out_as_inputs_are() -> None:
+    """What reads the heads of a projection reads a row of it: head by head, a head's columns last."""
+
+    def heads(x: torch.Tensor, w: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(x @ w).view(-1, 8, 32)
+        return torch.softmax(h, 1).reshape(-1, 256) @ o
+
+    shapes = {"x": (4096, 256), "w": (256, 256), "o": (256, 512)}
+    space, _ = build_space(traced(heads, dtype=torch.float16, **shapes), H200)
+    for c in worth_storing(space, ((),)):
+        extents = [a.extent.attr for a in temporary(space.graph, c.number, None, ()).axes]
+        assert extents in ([4096, 8, 32], [4096, 32]), extents
 
 
 def test_sums_of_rows_are_stored_beside_many_large_values() -> None:

@@ -20,6 +20,7 @@ from superopt.search.egraph import EGraph
 MOST_CANDIDATES = 12
 MOST_COMBINED = 6  # candidates, and as many that are not large, of which every small set is a cut
 MOST_TEMPORARIES = 3  # of these sets
+LONG = 1 << 20  # elements along an axis whose extent is no constant
 
 
 @dataclass(frozen=True)
@@ -185,14 +186,37 @@ def temporary(g: EGraph, c: int, operand: str | None, rows: Sequence[Axis]) -> T
     """The tensor of a stored class: rounded as the program rounds it, else as its dot operands are.
 
     Its name, @ and the class, is nobody's: kernels get readable ones in the end (`naming`).
-    `rows`: the outputs' axes, which come first; what its consumer reduces over lies contiguous.
+    `rows`: the outputs' axes, which come first; what its consumer reduces over lies contiguous,
+    and in the order in which inputs hold it.
     """
     k = g.classes[g.find(c)]
     place = {a: n for n, a in reversed(list(enumerate(rows)))}
-    axes = tuple(sorted(k.free, key=lambda a: (place.get(a, len(rows)), a.name)))
+    step = _steps(g)
+
+    def order(a: Axis) -> tuple[int, int, str]:
+        return place.get(a, len(rows)), -step.get(a, 0), a.name
+
+    axes = tuple(sorted(k.free, key=order))
     dtype = k.rounded or operand or k.dtype
     tensor = Tensor(f"@{g.find(c)}", tuple(a.extent for a in axes), dtype)
     return Temporary(g.find(c), tensor, axes)
+
+
+def _steps(g: EGraph) -> dict[Axis, int]:
+    """How far apart neighbours along an axis lie, in the input where they lie nearest."""
+    found: dict[Axis, int] = {}
+    for k in g.classes.values():
+        for n in k.nodes:
+            if n.op != "leaf" or n.attr.op != "load":
+                continue
+            stride = 1
+            dims = zip(n.attr.args[:-1], n.attr.attr.shape, strict=True)
+            for e, extent in reversed(list(dims)):
+                for a in e.free:
+                    step = stride * abs(ix.poly(e).get((axis(a),), 0))
+                    found[a] = min(step or LONG, found.get(a, LONG))
+                stride *= extent.attr if extent.op == "const" else LONG
+    return found
 
 
 def operand_type(g: EGraph, c: int) -> str | None:
