@@ -33,12 +33,11 @@ from superopt.spec import Spec, Tensor, spec
 from superopt.verify.addresses import Prover
 from superopt.verify.equivalence import Forms
 from superopt.verify.integers import Atom, Cond, between, both, poly, symbol
+from superopt.verify.laws import LAWS, laws
 from superopt.verify.reals import (
-    LAWS,
     Factor,
     exponential,
     extreme_over,
-    laws,
     power,
     real,
     total,
@@ -51,7 +50,7 @@ PROVE = """
 import json, sys
 from superopt.mugraph.serialize import from_json
 from superopt.verify.prover import load, values
-from superopt.verify.reals import laws
+from superopt.verify.laws import laws
 for job in map(json.loads, sys.stdin):
     with laws(job["without"]):
         claims = values(load(job["path"]), from_json(job["program"]))

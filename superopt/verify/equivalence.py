@@ -41,10 +41,10 @@ from superopt.verify.integers import (
     poly,
     symbol,
 )
+from superopt.verify.laws import LAWS, Remembered, law, laws
 from superopt.verify.lift import Claim, Filled, Lift, Lifted, Written, rows_by_helper
 from superopt.verify.programs import Piece, by_piece
 from superopt.verify.reals import (
-    LAWS,
     NEARLY,
     REDUCTIONS,
     Change,
@@ -59,8 +59,6 @@ from superopt.verify.reals import (
     factors_in,
     function,
     given,
-    law,
-    laws,
     logarithm,
     over,
     positive,
@@ -714,7 +712,7 @@ def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation]
     needed: set[str] = set()
     for path in paths(module, inputs, both(facts, strides), prover.decided):
         given = both(facts, strides, path.conditions)
-        made = sparing(partial(_check_path, path, given, rows, program, prover), needed)
+        made = sparing(partial(_check_path, prover, path, given, rows, Known(), program), needed)
         found |= {(o.text, o.smt): o for o in made}
         if any(o.status != "proved" for o in made):
             break
@@ -722,14 +720,9 @@ def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation]
 
 
 def _check_path(
-    path: Path, given: Cond, rows: Mapping[str, str], program: Program, prover: Prover
+    prover: Prover, path: Path, given: Cond, rows: Mapping[str, str], known: Known, program: Program
 ) -> Iterator[Obligation]:
-    """What is claimed of one way; then what was asked of indices for it."""
-    forms, wanted = Forms(prover), spec_values(program.stores)
-    check = PathValues(forms, path, given, rows)
-    check.check_outputs(program)
-    yield from check.run([(t.name, wanted[t.name]) for t in program.outputs])
-    yield from forms.used()
+    return PathValues(prover, path, given, rows, known).run(program)
 
 
 def sparing(prove: Callable[[], Iterator[Obligation]], needed: set[str]) -> list[Obligation]:
@@ -782,11 +775,30 @@ def _check_like(t: Store, want: Tensor, given: Cond, prover: Prover) -> None:
         raise Unreadable(f"{t.name} has not the spec's shape")
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A claim, and what was asked of indices for it; of a temporary, what fills it."""
+
+    obligations: tuple[Obligation, ...]
+    filled: Filled | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was found of one way through the host code, with whatever laws."""
+
+    lifted: Remembered[list[Lifted]] = field(default_factory=Remembered)
+    checked: Remembered[Checked] = field(default_factory=Remembered)
+
+
 class PathValues:
     """One way through the host code."""
 
-    def __init__(self, forms: Forms, path: Path, given: Cond, rows: Mapping[str, str]) -> None:
-        self.forms, self.path, self.given, self.rows = forms, path, given, rows
+    def __init__(
+        self, prover: Prover, path: Path, given: Cond, rows: Mapping[str, str], known: Known
+    ) -> None:
+        self.prover, self.path, self.given, self.rows = prover, path, given, rows
+        self.known = known
         self.tensors = {t.name: t for t in path.tensors}
         self.filled: dict[str, Filled] = {}
         inputs = ", ".join(map(str, conjuncts(path.conditions)))
@@ -799,21 +811,24 @@ class PathValues:
         if not len(names) == len(returned) == len(program.outputs):
             raise Unreadable("it returns other tensors than the spec")
         for t, want in zip(returned, program.outputs, strict=True):
-            _check_like(t, want, self.given, self.forms.prover)
+            _check_like(t, want, self.given, self.prover)
 
-    def run(
-        self, outputs: Sequence[tuple[str, tuple[tuple[str, ...], Value]]]
-    ) -> Iterator[Obligation]:
-        wanted = dict(zip((t.name for t in self.path.returned), outputs, strict=True))
+    def run(self, program: Program) -> Iterator[Obligation]:
+        """What is claimed of it; after each claim what was asked of indices for it."""
+        self.check_outputs(program)
+        spec = spec_values(program.stores)
+        returned = zip(self.path.returned, program.outputs, strict=True)
+        wanted = {own.name: spec[t.name] for own, t in returned}
         stored: set[str] = set()
-        for launch in self.path.launches:
-            for lifted in self.lifted(launch):
+        for number, launch in enumerate(self.path.launches):
+            key = (number, *self.filled.items())
+            for lifted in self.known.lifted.of(key, partial(self.lifted, launch)):
                 for claim in lifted.claims:
-                    yield self.claim(launch, claim)
+                    yield from self.claim(launch, claim)
                 for written in lifted.stores:
-                    own = wanted.get(written.access.tensor)
-                    yield from self.stored(launch, lifted, written, own)
-                    stored.add(written.access.tensor)
+                    tensor = written.access.tensor
+                    yield from self.stored(launch, written, wanted.get(tensor))
+                    stored.add(tensor)
         for name in wanted.keys() - stored:
             yield Obligation(f"{name} is stored{self.where}", "unknown")
 
@@ -822,42 +837,60 @@ class PathValues:
         body, functions = read_calls(launch.kernel, signature, launch.constants)
 
         def follows(given: Sequence[Cond], claim: Cond) -> bool:
-            return self.forms.prover.follows([*given], claim)
+            return self.prover.follows([*given], claim)
 
         def run(piece: Piece) -> Lifted:
             made = Lift(piece, self.given, follows, self.tensors, self.filled, functions, self.rows)
             made.region(body, arguments)
+            for w in made.lifted.stores:
+                w.value = resolved(w.value, made.lifted.states)
             return made.lifted
 
         return by_piece(launch.programs, self.given, follows, run)
 
-    def claim(self, launch: LaunchOf, claim: Claim) -> Obligation:
-        ok = self.equal(claim.one, claim.two, claim.given)
+    def claim(self, launch: LaunchOf, claim: Claim) -> Sequence[Obligation]:
         text = f"{launch.kernel.__name__}: {claim.text}{self.where}"
-        return Obligation(text, "proved" if ok else "unknown")
 
-    def equal(self, one: Value, two: Value, facts: Cond) -> bool:
+        def check() -> Checked:
+            return self.equal(text, Forms(self.prover), claim.one, claim.two, claim.given)
+
+        return self.known.checked.of((text, claim), check).obligations
+
+    def equal(self, text: str, forms: Forms, one: Value, two: Value, facts: Cond) -> Checked:
         try:
-            return self.forms.equal(one.finite, two.finite, facts)
+            ok = forms.equal(one.finite, two.finite, facts)
         except ZeroDivisionError:  # somewhere a divisor is 0
-            return False
+            ok = False
+        return Checked((Obligation(text, "proved" if ok else "unknown"), *forms.used()))
 
-    def stored(self, launch: LaunchOf, lifted: Lifted, w: Written, own: Any) -> list[Obligation]:
+    def stored(self, launch: LaunchOf, w: Written, own: Any) -> Sequence[Obligation]:
+        """That what is stored is the spec's `own`; of a temporary, which has none, what it is."""
         tensor = self.tensors[w.access.tensor]
-        names = tuple(f"{tensor.name}[{d}]" for d in range(len(tensor.shape)))
         text = f"{launch.kernel.__name__}: {w.access.name} is the spec's{self.where}"
+        inside = both(self.given, w.piece.facts, w.access.facts)
+        key = (text, w.access.offset, inside, w.value, own)
+        check = partial(self.element, text, w, inside, own)
+        found = self.known.checked.of(key, check)
+        if found.filled is not None:
+            if tensor.name in self.filled:
+                raise Unreadable(f"{tensor.name} is stored in two places")
+            self.filled[tensor.name] = found.filled
+        return found.obligations
+
+    def element(self, text: str, w: Written, inside: Cond, own: Any) -> Checked:
+        forms, tensor = Forms(self.prover), self.tensors[w.access.tensor]
+        names = tuple(f"{tensor.name}[{d}]" for d in range(len(tensor.shape)))
+        flat = list(map(symbol, names))
         for seen in views(tensor):
             at = indices(w.access.offset, seen)
             if at is None:
                 continue
-            flat = list(map(symbol, names))
             joined = _joined(flat, tensor, seen)
-            inside = both(self.given, w.piece.facts, w.access.facts)
             within = both(*map(partial(between, 0), at, seen.shape))
-            change = _elements(at, joined, partial(self.forms.follows, inside))
-            if change is None or not self.forms.follows(inside, within):
+            change = _elements(at, joined, partial(forms.follows, inside))
+            if change is None or not forms.follows(inside, within):
                 continue
-            value = resolved(w.value, lifted.states).changed(change)
+            value = w.value.changed(change)
             places = [mapped(i, change.get) for i in at]
             facts = both(
                 mapped(mapped(inside, change.get), change.get),
@@ -865,20 +898,18 @@ class PathValues:
                 *map(eq, places, joined),
             )
             if own is None:
-                value = Value(self.forms.tidy(value.finite, facts))
-                left = [n for n in names_of(value.real) if n.startswith(("pid!", "lane", "turn!"))]
-                if left:
-                    raise Unreadable(f"{tensor.name} depends on {left}")
-                if tensor.name in self.filled:
-                    raise Unreadable(f"{tensor.name} is stored in two places")
-                self.filled[tensor.name] = Filled(names, value)
-                return []
-            _, (theirs, wanted) = own
+                return Checked(tuple(forms.used()), self.fill(names, forms, value, facts))
+            theirs, wanted = own
             rename = {Atom("symbol", (a,)): symbol(b) for a, b in zip(theirs, names, strict=True)}
-            spec = wanted.changed(rename)
-            ok = self.equal(value, spec, facts)
-            return [Obligation(text, "proved" if ok else "unknown")]
-        return [Obligation(text, "unknown")]
+            return self.equal(text, forms, value, wanted.changed(rename), facts)
+        return Checked((Obligation(text, "unknown"),))
+
+    def fill(self, names: tuple[str, ...], forms: Forms, value: Value, facts: Cond) -> Filled:
+        value = Value(forms.tidy(value.finite, facts))
+        left = [n for n in names_of(value.real) if n.startswith(("pid!", "lane", "turn!"))]
+        if left:
+            raise Unreadable(f"a temporary depends on {left}")
+        return Filled(names, value)
 
 
 def resolved(v: Value, states: Mapping[str, Value]) -> Value:
