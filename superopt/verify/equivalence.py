@@ -215,15 +215,17 @@ class Forms:
         if simpler != domain:
             return self.tidy(over(f.kind, names, simpler, body), facts)
         for n in names:
-            at = {Atom("symbol", (n,)): _least(domain, n)}
-            first, inside = cond_changed(domain, at), both(facts, domain)
-            (value,) = at.values()
-            single = self.follows(inside, eq(symbol(n), value)) and self.follows(inside, first)
+            value = _least(domain, n)
+            at = {Atom("symbol", (n,)): value}
+            single = self.follows(both(facts, domain), eq(symbol(n), value))
             if not single or not law("a single index"):
                 continue
-            body, left = changed(body, at), [m for m in names if m != n]
+            first, body, left = cond_changed(domain, at), changed(body, at), [*names]
+            left.remove(n)
             if left:
                 return self.tidy(over(f.kind, left, first, body), facts)
+            if f.kind == "sum":
+                return self.tidy(truth(first) * body, facts)
             known = self.follows(facts, first)
             return self.tidy(body, facts) if known else over(f.kind, names, domain, body)
         parted = self.parted(f.kind, names, domain, body, facts)
@@ -620,7 +622,7 @@ def _unjoined(
 ) -> tuple[list[str], Cond, Real] | None:
     """An index that is divided, as quotient and remainder by what divides it."""
     for f in sorted(factors_in([body]), key=lambda f: f.key):
-        for a in atoms_of(f.args[1]) if f.kind == "load" else ():
+        for a in atoms_of(f.args) if f.kind in ("load", "truth", *REDUCTIONS) else ():
             by = a.args[1].number if a.kind in ("quotient", "remainder") else None
             own = a.args[0].atom if by else None
             if (

@@ -300,8 +300,10 @@ def power(x: Real, e: Fraction) -> Real:
             result = result * x
         return result
     if x.number is not None:
-        if x.number == 0 and e < 0:
-            raise ZeroDivisionError
+        if x.number == 0:
+            if e < 0:
+                raise ZeroDivisionError
+            return real(0)
         if x.number < 0 and e.denominator != 1:
             raise Unreadable("a root of a negative number")
         return real(_root(x.number, e))
