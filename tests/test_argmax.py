@@ -13,7 +13,7 @@ from test_values import INSIDE, Found, K, proofs, searched_for, x_at
 from superopt.mugraph.program import Program
 from superopt.spec import Spec, Tensor, spec
 from superopt.verify.addresses import Prover
-from superopt.verify.equivalence import Forms
+from superopt.verify.forms import Forms
 from superopt.verify.integers import TRUE, Cond, between, both, le, negation, symbol
 from superopt.verify.reals import (
     Factor,

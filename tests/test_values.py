@@ -31,7 +31,7 @@ from superopt.pipeline import tuned_sizes
 from superopt.search.driver import Options, search_program, to_choice
 from superopt.spec import Spec, Tensor, spec
 from superopt.verify.addresses import Prover
-from superopt.verify.equivalence import Forms
+from superopt.verify.forms import Forms
 from superopt.verify.integers import (
     Atom,
     Cond,
