@@ -36,6 +36,7 @@ from superopt.verify.reals import (
     Factor,
     Real,
     alone,
+    by_comparison,
     changed,
     compares,
     cond_changed,
@@ -253,7 +254,7 @@ class Forms:
             each = [self.tidy(over(kind, names, domain, a), facts) for a in own.args]
             return self.extremes(plain, each, facts)
         order = Order(plain, self.follows)
-        for c, one, other in _cases(body):
+        for c, one, other in by_comparison(body):
             inside = both(facts, domain, c)
             if {*names} & other.names or not order.at_most(other, one, inside):
                 continue
@@ -284,7 +285,7 @@ class Forms:
 
     def cases(self, x: Real, order: Order, facts: Cond) -> list[Real]:
         """max(a where c, else b) as b and a where c holds: for a >= b, a maximum over indices."""
-        for c, one, other in _cases(x):
+        for c, one, other in by_comparison(x):
             inside = both(facts, c)
             own = alone(one)
             parts = own.args if own is not None and own.kind == order.kind else (one,)
@@ -526,14 +527,3 @@ def _whole(x: Real) -> Real:
             result = result + rest * power(base, own)
         x = result
     return x
-
-
-def _cases(x: Real) -> Iterator[tuple[Cond, Real, Real]]:
-    """Comparisons of values by which a sum is one or another: what it is where each holds, or not;
-    and the same of their contraries.
-    """
-    found = {f.args[0] for f in x.factors if f.kind == "truth"}
-    for c in sorted(filter(compares, found), key=str):
-        one, two = given(x, c), given(x, negation(c))
-        yield c, one, two
-        yield negation(c), two, one

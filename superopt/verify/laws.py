@@ -26,6 +26,7 @@ LAWS = {
     "maximum moves": "max[n](c * f + d) = c * max[n] f + d, c > 0; minimum where c < 0",
     "maximum of maxima": "max[n] max[m] f = max[n, m] f; max(max[A] f, max[B] f) = max[A or B] f",
     "maximum by cases": "max[n](a where c, else b) = max(b, max[n: c] a), a >= b without n, some n",
+    "where it is reached": "x[k] = max[n] x[n] at the least k for which that is so",
     "what adds nothing": "max(b, max[n] a) = b, where a <= b",
     "between": "x = p and p = q iff x = q, for x <= p <= q",
     "a sum of squares": "sum[n] (c * f ** 2 + d * g ** 2) >= 0, for c, d >= 0",

@@ -751,6 +751,17 @@ def over(kind: str, names: Sequence[str], domain: Cond, body: Real) -> Real:
     return extreme_over(kind.removesuffix(" of"), names, domain, body)
 
 
+def by_comparison(x: Real) -> Iterator[tuple[Cond, Real, Real]]:
+    """Comparisons of values by which a sum is one or another: what it is where each holds, or not;
+    and the same of their contraries.
+    """
+    found = {f.args[0] for f in x.factors if f.kind == "truth"}
+    for c in sorted(filter(compares, found), key=str):
+        one, two = given(x, c), given(x, negation(c))
+        yield c, one, two
+        yield negation(c), two, one
+
+
 def factors_in(xs: Iterable[Real]) -> Iterator[Factor]:
     """All factors, those inside others included."""
     for x in xs:
