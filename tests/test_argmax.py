@@ -8,12 +8,12 @@ from pathlib import Path
 import online_programs as table
 import pytest
 import torch
-from test_values import INSIDE, Found, K, proofs, searched_for, x_at
+from test_values import INSIDE, Found, K, proofs, same, searched_for, x_at
 
 from superopt.mugraph.program import Program
 from superopt.spec import Spec, Tensor, spec
 from superopt.verify.addresses import Prover
-from superopt.verify.equivalence import Forms
+from superopt.verify.forms import Forms
 from superopt.verify.integers import TRUE, Cond, between, both, le, negation, symbol
 from superopt.verify.reals import (
     Factor,
@@ -27,6 +27,7 @@ from superopt.verify.reals import (
     truth,
     zero,
 )
+from superopt.verify.ttir import Unreadable
 
 HALF, SINGLE = torch.float16, torch.float32
 
@@ -46,6 +47,7 @@ SPECS: dict[str, Spec] = {
     "merged": spec(x=Tensor(2, 262144), dtype=HALF)(table.argmax),
     "smallest": spec(x=Tensor(2, 262144), dtype=HALF)(argmin),
     "top1": spec(x=Tensor(64, 1000), dtype=HALF)(table.top1),
+    "of logits": spec(x=Tensor(16, 50257), dtype=HALF)(table.top1_of_logits),
     "nearest": spec(dtype=SINGLE, **CODES)(table.nearest),
     "nearest by root": spec(dtype=SINGLE, **CODES)(table.nearest_cdist),
     "biased": spec(x=Tensor(64, 262144), dtype=SINGLE)(biased),
@@ -56,6 +58,7 @@ RESTS_ON = {
     "merged": {"maximum by cases", "between", "induction"},
     "smallest": {"maximum by cases", "between", "induction"},
     "top1": {"maximum by cases", "exp grows"},
+    "of logits": {"maximum by cases", "where it is reached"},
     "nearest": set(),
     "nearest by root": {"a sum of squares"},
 }
@@ -105,6 +108,11 @@ EDITS = {
     "top1": {
         "not where it is reached": ("(scaled[:, None] == product)", "(scaled[:, None] >= product)"),
         "of another probability": ("(scaled[:, None] == product)", "(scaled[:, None] == exp)"),
+    },
+    "of logits": {
+        "not where it is reached": (REACHED, "(x <= x_max_new[:, None])"),
+        "of another element": ("tl.exp(x_max - x_max)", "tl.exp(x_max - x_max - 0.1)"),
+        "of the sum's square": ("exp * (exp / exp_sum)", "exp / exp_sum / exp_sum"),
     },
     "nearest": {
         "the farthest": ("t0_min = min_along(t0, 1)", "t0_min = tl.max(t0, axis=1)"),
@@ -182,6 +190,31 @@ def test_what_the_first_turn_makes_of_a_start_is_proved(
 
 
 # -- the laws, at the boundary of what each takes ------------------------------------------------
+
+
+def at(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return x.gather(-1, index[:, None])[:, 0]
+
+
+READ = {
+    "the largest": (lambda x: at(x, x.argmax(-1)), lambda x: x.amax(-1), True),
+    "the smallest": (lambda x: at(x, x.argmin(-1)), lambda x: x.amin(-1), True),
+    "of the contrary": (lambda x: at(x, (-x).argmax(-1)), lambda x: x.amin(-1), True),
+    "the other end": (lambda x: at(x, x.argmin(-1)), lambda x: x.amax(-1), False),
+    "of the squares": (lambda x: at(x, (x * x).argmax(-1)), lambda x: x.amax(-1), None),
+    "the next row's": (lambda x: at(x, x.roll(1, 0).argmax(-1)), lambda x: x.amax(-1), None),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_an_element_is_known_where_a_maximum_is_reached(name: str) -> None:
+    one, two, known = READ[name]
+    tensors = {"x": Tensor(8, 40)}
+    if known is None:
+        with pytest.raises(Unreadable):
+            same(one, two, **tensors)
+    else:
+        assert same(one, two, **tensors) is known
 
 
 def least(domain: Cond, body: Real) -> Real:

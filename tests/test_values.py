@@ -31,17 +31,29 @@ from superopt.pipeline import tuned_sizes
 from superopt.search.driver import Options, search_program, to_choice
 from superopt.spec import Spec, Tensor, spec
 from superopt.verify.addresses import Prover
-from superopt.verify.equivalence import Forms
-from superopt.verify.integers import Atom, Cond, between, both, poly, symbol
+from superopt.verify.forms import Forms
+from superopt.verify.integers import (
+    Atom,
+    Cond,
+    Poly,
+    between,
+    both,
+    eq,
+    negation,
+    poly,
+    symbol,
+)
+from superopt.verify.laws import LAWS, laws
 from superopt.verify.reals import (
-    LAWS,
     Factor,
+    Real,
+    cond_changed,
     exponential,
     extreme_over,
-    laws,
     power,
     real,
     total,
+    truth,
 )
 from superopt.verify.values import spec_values
 
@@ -51,7 +63,7 @@ PROVE = """
 import json, sys
 from superopt.mugraph.serialize import from_json
 from superopt.verify.prover import load, values
-from superopt.verify.reals import laws
+from superopt.verify.laws import laws
 for job in map(json.loads, sys.stdin):
     with laws(job["without"]):
         claims = values(load(job["path"]), from_json(job["program"]))
@@ -192,6 +204,43 @@ def test_a_loop_over_the_whole_of_its_input_may_take_one_turn(tmp_path: Path) ->
     one, *more = proofs(jobs)
     assert one["kind"] == "proved", one["why"]
     assert "proved" not in [found["kind"] for found in more]
+
+
+def quantized(a: torch.Tensor, w: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    return (a.float() @ w.float() * s[:, None]).half()
+
+
+def pooled(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    mean = torch.where(m[..., None], x, 0).float().sum(1) / m.sum(1, keepdim=True).clamp(min=1)
+    return torch.nn.functional.normalize(mean, dim=-1)
+
+
+OTHERS = {
+    quantized: (
+        {
+            "a": Tensor(B, 64, dtype=torch.int8), "w": Tensor(64, 32, dtype=torch.int8),
+            "s": Tensor(B, dtype=torch.float32),
+        },
+        ("a.to(tl.float32)", "(a + 1).to(tl.float32)"),
+    ),
+    pooled: (
+        {"x": Tensor(4, N, 32), "m": Tensor(4, N, dtype=torch.bool)},
+        ("other=0\n", "other=1\n"),  # of the mask: elements past the end count then
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fn", OTHERS, ids=lambda fn: fn.__name__)
+def test_masked_loads_of_whole_numbers_are_followed(fn: Callable, tmp_path: Path) -> None:
+    tensors, (old, new) = OTHERS[fn]
+    path, traced, _ = searched_for(spec(dtype=HALF, **tensors)(fn), tmp_path)
+    text = path.read_text()
+    assert old in text, text
+    edited = tmp_path / "edited.py"
+    edited.write_text(text.replace(old, new))
+    whole, broken = proofs([(path, traced.program, []), (edited, traced.program, [])])
+    assert whole["kind"] == "proved", whole["why"]
+    assert broken["kind"] != "proved"
 
 
 # -- µGraphs -------------------------------------------------------------------------------------
@@ -406,6 +455,7 @@ def test_powers() -> None:
     assert half != x  # it may be negative
     assert half * half == x * x
     assert power(exponential(x), Fraction(1, 2)) == exponential(x * real(Fraction(1, 2)))
+    assert power(real(0), Fraction(1, 2)) == real(0)
     with pytest.raises(ZeroDivisionError):
         power(real(0), Fraction(-1))
 
@@ -436,3 +486,30 @@ def test_a_sum_is_the_same_however_its_domain_is_written() -> None:
     for most, same in ((8, True), (7, False)):
         both_hold = total(["k"], both(between(0, K, n), between(0, K, most)), x_at(K))
         assert forms.equal(clipped, both_hold, both()) is same
+
+
+def test_a_sum_over_one_index_is_its_body_where_the_mask_lets_it_through() -> None:
+    forms, n = Forms(Prover()), symbol("n")
+    there = negation(eq(poly(Atom("loaded", ("m", (K,)))), 0))
+    masked = total(["k"], both(between(0, K, n), there), x_at(K))
+    first = {Atom("symbol", ("k",)): poly(0)}
+    alone = truth(cond_changed(there, first)) * x_at(poly(0))
+    assert forms.equal(masked, alone, between(1, n, 2))
+    assert not forms.equal(masked, x_at(poly(0)), between(1, n, 2))
+    assert not forms.equal(masked, alone, between(1, n, 3))
+
+
+def test_an_index_is_two_where_a_condition_inside_divides_it() -> None:
+    """Heads beside their elements, and all of them as one axis: h, d and h * 4 + d."""
+    forms, h, d, i = Forms(Prover()), symbol("h"), symbol("d"), symbol("i")
+    quotient = poly(Atom("quotient", (K, poly(4))))
+
+    def weight(head: Poly, width: int) -> Real:
+        inner = total(["i"], both(between(0, i - head * width, 4)), x_at(i))
+        return exponential(inner)
+
+    whole = total(["k"], INSIDE, weight(quotient, 4) * x_at(K))
+    for width, same in ((4, True), (3, False)):
+        parts = both(between(0, h, 2), between(0, d, 4))
+        assert forms.equal(total(["h", "d"], parts, weight(h, width) * x_at(h * 4 + d)), whole,
+                           both()) is same  # fmt: skip

@@ -47,6 +47,7 @@ from superopt.verify.integers import (
     product,
     symbol,
 )
+from superopt.verify.models import Models
 from superopt.verify.programs import INT32, Access, Touched, lane, touched
 from superopt.verify.smt import Encoder
 from superopt.verify.ttir import Region, Unreadable, read
@@ -63,6 +64,7 @@ class Prover:
     """Z3, asked with products as unknown integers first, then with products."""
 
     cache: dict[tuple[Cond, Cond], Obligation] = field(default_factory=dict)
+    models: Models = field(default_factory=Models)
 
     def decided(self, given: Cond, c: Cond) -> bool | None:
         """Whether c follows, or its negation does."""
@@ -84,6 +86,8 @@ class Prover:
         return Obligation(text, known.status, known.counterexample, known.smt)
 
     def _asked(self, given: Cond, claim: Cond, quick: bool) -> Obligation:
+        if quick and self.models.refute(given, claim):
+            return Obligation("", "unknown")
         vague = any(a.kind == "unknown" for a in atoms_of((given, claim)))
         for nonlinear in (False,) if quick else (False, True):
             encoder = Encoder(nonlinear)
@@ -95,8 +99,11 @@ class Prover:
             answer = solver.check()
             if answer == z3.unsat:
                 return Obligation("", "proved", smt=query)
-            if answer == z3.sat and encoder.exact and not vague:
-                model = solver.model()
+            if answer != z3.sat:
+                continue
+            model = solver.model()
+            self.models.add(model, given, claim)
+            if encoder.exact and not vague:
                 found = {
                     d.name(): model[d].as_long() for d in model.decls() if z3.is_int_value(model[d])
                 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -19,684 +18,37 @@ from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Tensor
 from superopt.mugraph.program import Program
 from superopt.verify.addresses import Prover, call_of, indices, views
-from superopt.verify.extremes import Order, without_middle
+from superopt.verify.forms import Forms
 from superopt.verify.host import LaunchOf, Path, Store, accepted, paths
 from superopt.verify.integers import (
-    FALSE,
     TRUE,
     Atom,
     Cond,
     Poly,
-    atoms_of,
     between,
     both,
     conjuncts,
-    either,
     eq,
     le,
-    lt,
     mapped,
     names_of,
-    negation,
     poly,
     symbol,
 )
+from superopt.verify.laws import LAWS, Remembered, laws
 from superopt.verify.lift import Claim, Filled, Lift, Lifted, Written, rows_by_helper
 from superopt.verify.programs import Piece, by_piece
 from superopt.verify.reals import (
-    LAWS,
-    NEARLY,
-    REDUCTIONS,
     Change,
     Factor,
     Real,
-    alone,
     changed,
-    compares,
-    cond_changed,
-    exponential,
-    extreme,
-    factors_in,
-    function,
-    given,
-    law,
-    laws,
-    logarithm,
-    over,
-    positive,
-    power,
-    real,
-    truth,
-    within,
-    zero,
 )
 from superopt.verify.ttir import Unreadable, read_calls
 from superopt.verify.values import Spec, Value, spec_values
 from superopt.verify.verdict import Obligation
 
-MOST_CASES = 6  # conditions that are taken one way, then the other
 OFTEN_IDLE = {"counting", "maximum of maxima"}  # laws that apply more often than they are needed
-
-
-@dataclass
-class Forms:
-    """Normal forms under conditions; Z3 says which conditions follow."""
-
-    prover: Prover
-    constants: list[Fraction] = field(default_factory=list)
-    known: dict[tuple[str, Cond], Real] = field(default_factory=dict)
-    asked: dict[tuple[Cond, Cond], bool] = field(default_factory=dict)
-    domains: dict[tuple[Any, ...], list[Cond]] = field(default_factory=dict)
-
-    def follows(self, facts: Cond, c: Cond) -> bool:
-        if c == TRUE or set(conjuncts(c)) <= set(conjuncts(facts)):
-            return True
-        if (facts, c) not in self.asked:
-            self.asked[facts, c] = self.prover.follows([facts], c)
-        return self.asked[facts, c]
-
-    def used(self) -> Iterator[Obligation]:
-        """What was asked of indices, and follows."""
-        for (facts, c), yes in self.asked.items():
-            if yes:
-                smt = self.prover.cache[facts, c].smt
-                yield Obligation(f"indices: {c}", "proved", smt=smt)
-
-    def snapped(self, c: Fraction) -> Fraction:
-        """A constant as it was first seen: those of a kernel are rounded."""
-        if c in (0, 1, -1):
-            return c
-        for k in self.constants:
-            if abs(c - k) <= NEARLY * abs(k):
-                return k
-        self.constants.append(c)
-        return c
-
-    # -- one value -------------------------------------------------------------------------------
-
-    def tidy(self, x: Real, facts: Cond) -> Real:
-        """The value with what follows from the facts: conditions decided, domains simplified."""
-        result = real(0)
-        for p, c in x.terms:
-            term = real(self.snapped(c))
-            for f, e in p:
-                if f.kind == "power":
-                    term = term * power(self.tidy(f.args[0], facts), e)
-                else:
-                    term = term * power(self.factor(f, facts), self.snapped(e))
-            result = result + term
-        return self.joined(self.exponents(self.rounded(result), facts), facts)
-
-    def exponents(self, x: Real, facts: Cond) -> Real:
-        """exp(sum[A] f) * exp(sum[B] f) as exp(sum[A or B] f)."""
-        result = real(0)
-        for p, c in x.terms:
-            raised = [(f.args[0], e) for f, e in p if f.kind == "exp"]
-            whole = sum((t * real(e) for t, e in raised), real(0))
-            if len(raised) > 1 and (joined := self.joined(whole, facts)) != whole:
-                rest = tuple(t for t in p if t[0].kind != "exp")
-                result = result + Real(((rest, c),)) * exponential(joined)
-            else:
-                result = result + Real(((p, c),))
-        return result
-
-    def rounded(self, x: Real) -> Real:
-        """The value with its constants as they were first seen."""
-        terms: dict[Any, Fraction] = {}
-        for p, c in x.terms:
-            own = tuple(
-                (Factor("power", (self.rounded(f.args[0]),)) if f.kind == "power" else f, e)
-                for f, e in p
-            )
-            own = tuple(sorted(own, key=lambda t: t[0].key))
-            terms[own] = terms.get(own, Fraction(0)) + self.snapped(c)
-        return Real.of(terms)
-
-    def factor(self, f: Factor, facts: Cond) -> Real:
-        key = (f.key, facts)
-        if key not in self.known:
-            self.known[key] = self.settled(self._factor(f, facts), facts)
-        return self.known[key]
-
-    def settled(self, x: Real, facts: Cond) -> Real:
-        """The value with its reductions over the conditions under which each was first seen."""
-        terms: dict[Any, Fraction] = {}
-        for p, c in x.terms:
-            own = sorted(((self.first_seen(f, facts), e) for f, e in p), key=lambda t: t[0].key)
-            terms[tuple(own)] = terms.get(tuple(own), Fraction(0)) + c
-        return Real.of(terms)
-
-    def first_seen(self, f: Factor, facts: Cond) -> Factor:
-        """The reduction over a condition that holds for the same indices, if there was one."""
-        if f.kind not in REDUCTIONS:
-            return f
-        names, domain, body = f.args
-        known = self.domains.setdefault((f.kind, names, body), [])
-        for other in known:
-            same = both(facts, domain), both(facts, other)
-            if other == domain or (self.follows(same[0], other) and self.follows(same[1], domain)):
-                return Factor(f.kind, (names, other, body))
-        known.append(domain)
-        return f
-
-    def _factor(self, f: Factor, facts: Cond) -> Real:
-        match f.kind:
-            case "load" | "state":
-                at = tuple(self.index(i, facts) for i in f.args[1])
-                return real(Factor(f.kind, (f.args[0], at)))
-            case "integer":
-                return real(self.index(f.args[0], facts))
-            case "truth":
-                return self.truth(f.args[0], facts)
-            case "exp":
-                return exponential(self.tidy(f.args[0], facts))
-            case "log":
-                return logarithm(self.tidy(f.args[0], facts))
-            case "maximum" | "minimum":
-                return self.extremes(f.kind, [self.tidy(a, facts) for a in f.args], facts)
-        if f.kind in REDUCTIONS:
-            return self.reduction(f, facts)
-        return function(f.kind, *(self.tidy(a, facts) for a in f.args))
-
-    def reduction(self, f: Factor, facts: Cond) -> Real:
-        """The reduction with few indices, each where memory is read, and a simple condition."""
-        names, domain, body = f.args
-        body = self.tidy(body, both(facts, domain))
-        split = _unjoined(names, domain, body)
-        if split is not None and law("an index as two"):
-            return self.tidy(over(f.kind, *split), facts)
-        before = body
-        names, domain, body = self.fused(list(names), self.condition(domain, facts), body, facts)
-        domain = self.domain(domain, names, facts)
-        names, domain, body = shifted(names, domain, body)
-        if body != before and any(g.kind in REDUCTIONS for g in factors_in([body])):
-            body = self.tidy(body, both(facts, domain))  # of other indices than before
-        if domain == FALSE and f.kind == "sum":
-            return real(0)
-        simpler = without_middle(domain, names, facts, self.follows) if compares(domain) else domain
-        if simpler != domain:
-            return self.tidy(over(f.kind, names, simpler, body), facts)
-        for n in names:
-            at = {Atom("symbol", (n,)): _least(domain, n)}
-            first, inside = cond_changed(domain, at), both(facts, domain)
-            (value,) = at.values()
-            single = self.follows(inside, eq(symbol(n), value)) and self.follows(inside, first)
-            if not single or not law("a single index"):
-                continue
-            body, left = changed(body, at), [m for m in names if m != n]
-            if left:
-                return self.tidy(over(f.kind, left, first, body), facts)
-            known = self.follows(facts, first)
-            return self.tidy(body, facts) if known else over(f.kind, names, domain, body)
-        parted = self.parted(f.kind, names, domain, body, facts)
-        if parted is not None:
-            return parted
-        if f.kind in ("maximum of", "minimum of"):
-            return self.extreme_over(f.kind, names, domain, body, facts)
-        counted = self.count(names, domain, facts) if f.kind == "sum" else None
-        if counted is not None and body == real(1):
-            return counted
-        return over(f.kind, names, domain, body)
-
-    def parted(
-        self, kind: str, names: Sequence[str], domain: Cond, body: Real, facts: Cond
-    ) -> Real | None:
-        """sum[n < 9] exp(f * (n < 8)) as sum[n < 8] exp(f) + sum[8 <= n < 9] exp(0)."""
-        c = _undecided(names, body)
-        if kind == "prod" or c is None:
-            return None
-        if not law("sum over a union" if kind == "sum" else "maximum of maxima"):
-            return None
-        ways = [(both(domain, way), given(body, way)) for way in (c, negation(c))]
-        ways = [w for w in ways if not self.follows(both(facts, w[0]), FALSE)]
-        parts = [self.tidy(over(kind, names, *way), facts) for way in ways]
-        if kind == "sum":
-            return sum(parts, real(0))
-        return extreme(kind.removesuffix(" of"), *parts) if parts else None
-
-    # -- maxima and minima -----------------------------------------------------------------------
-
-    def extreme_over(
-        self, kind: str, names: Sequence[str], domain: Cond, body: Real, facts: Cond
-    ) -> Real:
-        """A maximum of maxima as the maximum of each; one by cases without those left out.
-
-        min[k < N](k where x[k] = m, else N) = min(N, min[k < N: x[k] = m] k): so an index that a
-        comparison chooses has one form, whatever it is told where there is none.
-        """
-        plain, own = kind.removesuffix(" of"), alone(body)
-        if not {*names} & body.names and self.some(names, domain, facts):
-            return body
-        if own is not None and own.kind == plain and law("maximum of maxima"):
-            each = [self.tidy(over(kind, names, domain, a), facts) for a in own.args]
-            return self.extremes(plain, each, facts)
-        order = Order(plain, self.follows)
-        for c, one, other in _cases(body):
-            inside = both(facts, domain, c)
-            if {*names} & other.names or not order.at_most(other, one, inside):
-                continue
-            if self.some(names, domain, facts) and law("maximum by cases"):
-                chosen = self.tidy(over(kind, names, both(domain, c), one), facts)
-                return self.extremes(plain, [other, chosen], facts)
-        return over(kind, names, domain, body)
-
-    def some(self, names: Sequence[str], domain: Cond, facts: Cond) -> bool:
-        """Whether the least index is in a domain, so that something is."""
-        least = {Atom("symbol", (n,)): _least(domain, n) for n in names}
-        return self.follows(facts, cond_changed(domain, least))
-
-    def extremes(self, kind: str, values: Sequence[Real], facts: Cond) -> Real:
-        """The maximum or minimum of values, without those that add nothing."""
-        order = Order(kind, self.follows)
-        own = alone(
-            found := extreme(kind, *(p for v in values for p in self.cases(v, order, facts)))
-        )
-        if own is not None and own.kind == kind:
-            left = list(own.args)
-            for a in own.args:
-                others = [b for b in left if b != a]
-                if any(order.adds_nothing(a, b, facts) for b in others):
-                    left = others
-            found = extreme(kind, *left)
-        return changed(found, {}, lambda g: self.united_factor(g, facts))
-
-    def cases(self, x: Real, order: Order, facts: Cond) -> list[Real]:
-        """max(a where c, else b) as b and a where c holds: for a >= b, a maximum over indices."""
-        for c, one, other in _cases(x):
-            inside = both(facts, c)
-            own = alone(one)
-            parts = own.args if own is not None and own.kind == order.kind else (one,)
-            more = [a for a in parts if not order.at_most(a, other, inside)]
-            nested = [within(order.kind, a) for a in more]
-            if None in nested or not order.at_most(other, one, inside):
-                continue
-            if law("maximum by cases"):
-                there = (
-                    over(f"{order.kind} of", n, both(d, c), b) for n, d, b in filter(None, nested)
-                )
-                return [other, *(self.tidy(a, facts) for a in there)]
-        return [x]
-
-    def united_factor(self, f: Factor, facts: Cond) -> Real | None:
-        """A maximum over a disjunction, as two maxima made it, over what that comes to."""
-        if f.kind not in REDUCTIONS or f.args[1].op != "or":
-            return None
-        names, domain, body = f.args
-        return over(f.kind, names, self.domain(domain, names, facts), body)
-
-    def truth(self, c: Cond, facts: Cond) -> Real:
-        c = self.condition(c, facts)
-        if compares(c):
-            return truth(c)
-        if self.follows(facts, c):
-            return real(1)
-        return real(0) if self.follows(facts, negation(c)) else truth(c)
-
-    def condition(self, c: Cond, facts: Cond) -> Cond:
-        """The condition with simpler indices, and normal forms of the values it compares."""
-        if not compares(c):
-            return mapped(c, lambda a: self.divided(a, facts))  # type: ignore[no-any-return]
-        match c.op:
-            case "and":
-                plain = both(facts, *(a for a in c.args if not compares(a)))
-                return both(*(self.condition(a, plain) for a in c.args))
-            case "or":
-                return either(*(self.condition(a, facts) for a in c.args))
-            case "not":
-                return negation(self.condition(c.args[0], facts))
-        return {"positive": positive, "zero": zero}[c.op](self.tidy(c.args[0], facts))
-
-    def index(self, p: Poly, facts: Cond) -> Poly:
-        while True:
-            new = mapped(p, lambda a: self.divided(a, facts))
-            if new == p:
-                return p
-            p = new
-
-    def divided(self, a: Atom, facts: Cond) -> Poly | None:
-        """A quotient or remainder of q * d + r for 0 <= r < d, of what is not negative."""
-        if a.kind == "choice":
-            c, one, two = a.args
-            if compares(c):
-                return None
-            return one if self.follows(facts, c) else (
-                two if self.follows(facts, negation(c)) else None
-            )  # fmt: skip
-        if a.kind not in ("quotient", "remainder") or len(a.args[1].terms) != 1:
-            return None
-        whole, by = a.args
-        q: Poly
-        r: Poly
-        q, r = whole.split(by)
-        if q == poly(0) and r.atom is not None and r.atom.kind == "quotient":
-            return None
-        if by.number is not None and r.terms:  # 3 * 64 + x is 64 * 3 + x, and 70 is 64 + 6
-            constant = dict(r.terms).get((), 0)
-            q, r = q + constant // by.number, r - constant // by.number * by.number
-        for more in (0, 1):
-            whole, rest = q + more, r - by * more
-            if self.follows(facts, both(le(0, whole), between(0, rest, by))):
-                return whole if a.kind == "quotient" else rest
-        if q == poly(0) and self.follows(facts, both(le(r, 0), lt(-r, by))):
-            return q if a.kind == "quotient" else r  # towards 0, as C does
-        if q != poly(0) and self.follows(facts, both(le(0, q * by + r), le(0, r), lt(0, by))):
-            rest = poly(Atom(a.kind, (r, by)))
-            return q + rest if a.kind == "quotient" else rest
-        return None
-
-    # -- reductions ------------------------------------------------------------------------------
-
-    def domain(self, c: Cond, names: Sequence[str], facts: Cond) -> Cond:
-        """The condition in few parts, none of which follows from the others."""
-        if c.op == "or":
-            c = self.united(c, facts)
-        parts = [self.multiplied(p, both(facts, c)) for p in conjuncts(c)]
-        for part in list(parts):
-            for n in names:
-                rest = both(facts, *(p for p in parts if p != part))
-                for simpler in _simpler(part, n):
-                    if self.follows(both(rest, part), simpler) and self.follows(
-                        both(rest, simpler), part
-                    ):
-                        parts[parts.index(part)] = simpler
-                        break
-                else:
-                    continue
-                break
-        for part in sorted(parts, key=lambda p: -len(str(p))):
-            others = [p for p in parts if p != part]
-            if self.follows(both(facts, *others), part):
-                parts = others
-        if self.follows(both(facts, *parts), FALSE):
-            return FALSE
-        return both(*sorted(parts, key=str))
-
-    def count(self, names: Sequence[str], domain: Cond, facts: Cond) -> Real | None:
-        """How many values of one name there are from a least one up to a limit."""
-        own = symbol(names[0])
-        low = [c.args[0] for c in conjuncts(domain) if c.op == "le" and c.args[1] == own]
-        high = [c.args[1] for c in conjuncts(domain) if c.op == "lt" and c.args[0] == own]
-        if len(names) > 1 or len(low) != 1 or len(high) != 1 or len(conjuncts(domain)) > 2:
-            return None
-        if own.atoms & (low[0].atoms | high[0].atoms):
-            return None
-        known = self.follows(facts, le(low[0], high[0])) and law("counting")
-        return real(high[0] - low[0]) if known else None
-
-    def multiplied(self, c: Cond, facts: Cond) -> Cond:
-        """i / n < k as i < k * n, and k <= i / n as k * n <= i: for i >= 0 and n > 0."""
-        for q, k in (c.args, c.args[::-1]) if c.op in ("lt", "le") else ():
-            a = q.atom
-            if (c.op == "lt") != (q is c.args[0]) or a is None or a.kind != "quotient":
-                continue
-            whole, by = a.args
-            if self.follows(facts, both(le(0, whole), lt(0, by))):
-                return lt(whole, k * by) if c.op == "lt" else le(k * by, whole)
-        return c
-
-    def fused(
-        self, names: list[str], domain: Cond, body: Real, facts: Cond
-    ) -> tuple[list[str], Cond, Real]:
-        """Two indices as one: turn * 64 + lane, for all 0 <= lane < 64 and 0 <= turn."""
-        for way in _fusions(names, conjuncts(domain)):
-            made = changed(body, way.change)
-            useful = way.mark not in made.key and self.follows(facts, lt(0, way.limit))
-            if useful and law("two indices as one"):
-                left = [n for n in names if n != way.gone]
-                domain = self.domain(self.condition(both(*way.kept), facts), left, facts)
-                return self.fused(left, domain, made, facts)
-        return names, domain, body
-
-    def united(self, c: Cond, facts: Cond) -> Cond:
-        """A disjunction as a conjunction of what all its parts have in common, where that is it."""
-        shared = [
-            p for p in dict.fromkeys(q for part in c.args for q in conjuncts(part))
-            if all(self.follows(both(facts, part), p) for part in c.args)
-        ]  # fmt: skip
-        same = self.follows(both(facts, *shared), c)
-        return both(*shared) if same else c
-
-    def joined(self, x: Real, facts: Cond) -> Real:
-        """Sums of one body over domains that do not meet, as one."""
-        groups: dict[tuple[Any, ...], list[tuple[Any, Cond]]] = {}
-        for p, c in x.terms:
-            for f, e in p:
-                if f.kind == "sum" and e == 1:
-                    rest = tuple(t for t in p if t[0] != f)
-                    names, domain, body = f.args
-                    groups.setdefault((rest, c, names, body.key), []).append((f, domain))
-        for (rest, c, names, _), members in groups.items():
-            if len(members) < 2:
-                continue
-            (one, d1), (two, d2) = members[:2]
-            if not self.follows(both(facts, d1, d2), FALSE) or not law("sum over a union"):
-                continue
-            body = one.args[2]
-            domain = self.domain(either(d1, d2), names, facts)
-            outside = Real(((rest, c),))
-            left = x - outside * real(one) - outside * real(two)
-            whole = self.settled(over("sum", list(names), domain, body), facts)
-            return self.joined(left + outside * whole, facts)
-        return x
-
-    # -- two values ------------------------------------------------------------------------------
-
-    def equal(self, one: Real, two: Real, facts: Cond, cases: int = 0) -> bool:
-        """Whether two values are equal wherever the facts hold; denominators are not 0."""
-        if self.follows(facts, FALSE):
-            return True
-        zeros = {
-            a: poly(0)
-            for a in sorted(atoms_of(facts), key=str)
-            if a.kind == "symbol" and a.args[0].endswith("]") and "!" in a.args[0]
-            and self.follows(facts, eq(poly(a), 0))
-        }  # fmt: skip
-        two = self.tidy(changed(two, zeros), facts)
-        one = self.tidy(changed(one, zeros), facts)
-        difference = self.joined(_difference(one, two), facts)
-        if difference == real(0):
-            return True
-        if _whole(difference) == real(0) and law("divisors cleared"):
-            return True
-        for c in sorted(_conditions(difference), key=lambda c: (len(str(c)), str(c))):
-            if cases < MOST_CASES and law("cases"):
-                ways = (c, negation(c))
-                return all(self.equal(one, two, both(facts, way), cases + 1) for way in ways)
-        return False
-
-
-def _difference(one: Real, two: Real) -> Real:
-    """one - two, where constants that differ by a rounding are the same."""
-    terms = dict(one.terms)
-    for p, c in two.terms:
-        old = terms.get(p, Fraction(0))
-        close = abs(old - c) <= NEARLY * min(abs(old), abs(c))
-        terms[p] = Fraction(0) if close else old - c
-    return Real.of(terms)
-
-
-def _conditions(x: Real) -> set[Cond]:
-    """Conditions on indices, of no bound ones, by which the value is one or another."""
-    found = {f.args[0] for f in factors_in([x]) if f.kind == "truth"}
-    for f in factors_in([x]):
-        if f.kind in ("load", "integer"):
-            own = f.args[1] if f.kind == "load" else f.args
-            found |= {a.args[0] for a in atoms_of(own) if a.kind == "choice"}
-    free = {c for c in found if not compares(c)}
-    return {c for c in free if not any(n.startswith("#") for n in c.names)}
-
-
-def _whole(x: Real) -> Real:
-    """The value times what its terms are divided by."""
-    least: dict[Factor, Fraction] = {}
-    for p, _ in x.terms:
-        for f, e in p:
-            if e < 0:
-                least[f] = min(least.get(f, Fraction(0)), e)
-    for f, e in least.items():
-        times = -(e.__floor__())
-        result = real(0)
-        for p, c in x.terms:
-            powers = dict(p)
-            own = powers.pop(f, Fraction(0)) + times
-            rest = Real(((tuple(sorted(powers.items(), key=lambda t: t[0].key)), c),))
-            base = f.args[0] if f.kind == "power" else real(f)
-            result = result + rest * power(base, own)
-        x = result
-    return x
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """A bound index that others determine: what it is, and the conditions that are left.
-
-    Right where `limit` is positive; of use where `mark` is not in the body then.
-    """
-
-    gone: str
-    limit: Poly
-    change: Change
-    kept: tuple[Cond, ...]
-    mark: str
-
-
-def _fusions(names: Sequence[str], parts: Sequence[Cond]) -> Iterator[Fusion]:
-    for n in names:
-        own, atom = symbol(n), Atom("symbol", (n,))
-        if le(0, own) not in parts or len(names) < 2:
-            continue
-        for c in parts:  # 0 <= i - n * limit < limit: n is i / limit
-            if c.op != "lt" or le(0, c.args[0]) not in parts or c.args[0] == own:
-                continue
-            away, limit = c.args
-            whole = away + own * limit
-            if n not in names_of((whole, limit)):
-                quotient = poly(Atom("quotient", (whole, limit)))
-                change = {atom: quotient}
-                rest = [p for p in parts if p not in (c, le(0, away), le(0, own))]
-                kept = (le(0, whole), *(cond_changed(p, change) for p in rest))
-                yield Fusion(n, limit, change, kept, "no mark")
-        for inner in names:  # 0 <= inner < limit: n * limit + inner is one index
-            low, lane_ = le(0, symbol(inner)), symbol(inner)
-            for c in parts if inner != n and low in parts else ():
-                if c.op != "lt" or c.args[0] != lane_ or c.args[1].names & {*names}:
-                    continue
-                limit = c.args[1]
-                quotient = poly(Atom("quotient", (lane_, limit)))
-                both_ = {atom: quotient, Atom("symbol", (inner,)): lane_ - quotient * limit}
-                rest = [p for p in parts if p not in (low, c, le(0, own))]
-                kept = (low, *(cond_changed(p, both_) for p in rest))
-                yield Fusion(n, limit, both_, kept, f"quotient({inner}")
-
-
-def _least(domain: Cond, name: str) -> Poly:
-    """What an index is at least, by the first part of the condition that says so; else 0."""
-    own = symbol(name)
-    for c in conjuncts(domain):
-        if c.op == "le" and name not in (least := c.args[0] - c.args[1] + own).names:
-            return least  # type: ignore[no-any-return]
-    return poly(0)
-
-
-def _cases(x: Real) -> Iterator[tuple[Cond, Real, Real]]:
-    """Comparisons of values by which a sum is one or another: what it is where each holds, or not;
-    and the same of their contraries.
-    """
-    found = {f.args[0] for f in x.factors if f.kind == "truth"}
-    for c in sorted(filter(compares, found), key=str):
-        one, two = given(x, c), given(x, negation(c))
-        yield c, one, two
-        yield negation(c), two, one
-
-
-def _undecided(names: Sequence[str], body: Real) -> Cond | None:
-    """A condition on bound indices by which what is reduced is one or another."""
-    bound = {m for f in factors_in([body]) if f.kind in REDUCTIONS for m in f.args[0]}
-    found = {f.args[0] for f in factors_in([body]) if f.kind == "truth"}
-    own = (c for c in found if not compares(c) and c.names & {*names} and not c.names & bound)
-    return min(own, key=lambda c: (len(str(c)), str(c)), default=None)
-
-
-def _unjoined(
-    names: Sequence[str], domain: Cond, body: Real
-) -> tuple[list[str], Cond, Real] | None:
-    """An index that is divided, as quotient and remainder by what divides it."""
-    for f in sorted(factors_in([body]), key=lambda f: f.key):
-        for a in atoms_of(f.args[1]) if f.kind == "load" else ():
-            by = a.args[1].number if a.kind in ("quotient", "remainder") else None
-            own = a.args[0].atom if by else None
-            if (
-                by is None
-                or own is None
-                or own.key not in names
-                or le(0, poly(own)) not in (conjuncts(domain))
-            ):
-                continue
-            high, low = f"{own.key}/{by}", f"{own.key}%{by}"
-            change = {own: symbol(high) * by + symbol(low)}
-            within = both(le(0, symbol(high)), between(0, symbol(low), by))
-            left = [n for n in names if n != own.key]
-            parts = both(within, *(p for p in conjuncts(cond_changed(domain, change))))
-            return [*left, high, low], parts, changed(body, change)
-    return None
-
-
-def shifted(names: list[str], domain: Cond, body: Real) -> tuple[list[str], Cond, Real]:
-    """Bound indices such that memory is read at them, not so far from them."""
-    for n in names:
-        own = Atom("symbol", (n,))
-        away: dict[Poly, None] = {}
-        for f in sorted(factors_in([body]), key=lambda f: f.key):
-            for i in f.args[1] if f.kind == "load" else ():
-                rest = i - poly(own)
-                away_from = rest.names
-                free = away_from <= body.names - {*names}
-                if own in i.atoms and own not in rest.atoms and free:
-                    away[rest] = None
-        if not away or list(away) == [poly(0)]:
-            continue
-        ways = [{own: poly(own) - rest} for rest in away]
-        way = min(ways, key=lambda w: changed(body, w).key)
-        if way[own] != poly(own) and law("a shifted index"):
-            domain, body = cond_changed(domain, way), changed(body, way)
-    return names, domain, body
-
-
-def _simpler(c: Cond, name: str) -> list[Cond]:
-    """What a condition may come to, where others hold."""
-    if c.op == "not" and c.args[0].op == "and":
-        return [negation(p) for p in c.args[0].args if name in p.names]
-    found = _without_quotient(c, name)
-    return [] if found is None else [found]
-
-
-def _without_quotient(c: Cond, name: str) -> Cond | None:
-    """lt(a + c * (n / c), b) as lt(a + n, b), lt(n / c, b) as lt(n, c * b), lt(a + c * n, 8) as
-    lt(n, 8 / c): the same where what they leave out makes no difference.
-    """
-    if c.op not in ("lt", "le"):
-        return None
-    one, two = c.args
-    own, most = symbol(name), two.number
-    (atom,) = own.atoms
-    times = dict(one.terms).get((atom,), 0)
-    if c.op == "lt" and most is not None and times > 1:
-        return lt(own, -(-most // times))
-    divided = [
-        a for a in one.atoms if a.kind == "quotient" and a.args[0] == own and a.args[1].number
-    ]  # fmt: skip
-    if len(divided) != 1 or name in two.names:
-        return None
-    (quotient,) = divided
-    times, by = dict(one.terms).get((quotient,), 0), quotient.args[1].number
-    rest = one - poly(quotient) * times
-    if name in rest.names or times not in (1, by):
-        return None
-    scale = by // times
-    return {"lt": lt, "le": le}[c.op](rest * scale + own, two * scale)
-
-
-# -- the whole file ------------------------------------------------------------------------------
 
 
 def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation], set[str]]:
@@ -714,7 +66,7 @@ def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation]
     needed: set[str] = set()
     for path in paths(module, inputs, both(facts, strides), prover.decided):
         given = both(facts, strides, path.conditions)
-        made = sparing(partial(_check_path, path, given, rows, program, prover), needed)
+        made = sparing(partial(_check_path, prover, path, given, rows, Known(), program), needed)
         found |= {(o.text, o.smt): o for o in made}
         if any(o.status != "proved" for o in made):
             break
@@ -722,14 +74,9 @@ def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation]
 
 
 def _check_path(
-    path: Path, given: Cond, rows: Mapping[str, str], program: Program, prover: Prover
+    prover: Prover, path: Path, given: Cond, rows: Mapping[str, str], known: Known, program: Program
 ) -> Iterator[Obligation]:
-    """What is claimed of one way; then what was asked of indices for it."""
-    forms, wanted = Forms(prover), spec_values(program.stores)
-    check = PathValues(forms, path, given, rows)
-    check.check_outputs(program)
-    yield from check.run([(t.name, wanted[t.name]) for t in program.outputs])
-    yield from forms.used()
+    return PathValues(prover, path, given, rows, known).run(program)
 
 
 def sparing(prove: Callable[[], Iterator[Obligation]], needed: set[str]) -> list[Obligation]:
@@ -782,11 +129,30 @@ def _check_like(t: Store, want: Tensor, given: Cond, prover: Prover) -> None:
         raise Unreadable(f"{t.name} has not the spec's shape")
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A claim, and what was asked of indices for it; of a temporary, what fills it."""
+
+    obligations: tuple[Obligation, ...]
+    filled: Filled | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was found of one way through the host code, with whatever laws."""
+
+    lifted: Remembered[list[Lifted]] = field(default_factory=Remembered)
+    checked: Remembered[Checked] = field(default_factory=Remembered)
+
+
 class PathValues:
     """One way through the host code."""
 
-    def __init__(self, forms: Forms, path: Path, given: Cond, rows: Mapping[str, str]) -> None:
-        self.forms, self.path, self.given, self.rows = forms, path, given, rows
+    def __init__(
+        self, prover: Prover, path: Path, given: Cond, rows: Mapping[str, str], known: Known
+    ) -> None:
+        self.prover, self.path, self.given, self.rows = prover, path, given, rows
+        self.known = known
         self.tensors = {t.name: t for t in path.tensors}
         self.filled: dict[str, Filled] = {}
         inputs = ", ".join(map(str, conjuncts(path.conditions)))
@@ -799,21 +165,24 @@ class PathValues:
         if not len(names) == len(returned) == len(program.outputs):
             raise Unreadable("it returns other tensors than the spec")
         for t, want in zip(returned, program.outputs, strict=True):
-            _check_like(t, want, self.given, self.forms.prover)
+            _check_like(t, want, self.given, self.prover)
 
-    def run(
-        self, outputs: Sequence[tuple[str, tuple[tuple[str, ...], Value]]]
-    ) -> Iterator[Obligation]:
-        wanted = dict(zip((t.name for t in self.path.returned), outputs, strict=True))
+    def run(self, program: Program) -> Iterator[Obligation]:
+        """What is claimed of it; after each claim what was asked of indices for it."""
+        self.check_outputs(program)
+        spec = spec_values(program.stores)
+        returned = zip(self.path.returned, program.outputs, strict=True)
+        wanted = {own.name: spec[t.name] for own, t in returned}
         stored: set[str] = set()
-        for launch in self.path.launches:
-            for lifted in self.lifted(launch):
+        for number, launch in enumerate(self.path.launches):
+            key = (number, *self.filled.items())
+            for lifted in self.known.lifted.of(key, partial(self.lifted, launch)):
                 for claim in lifted.claims:
-                    yield self.claim(launch, claim)
+                    yield from self.claim(launch, claim)
                 for written in lifted.stores:
-                    own = wanted.get(written.access.tensor)
-                    yield from self.stored(launch, lifted, written, own)
-                    stored.add(written.access.tensor)
+                    tensor = written.access.tensor
+                    yield from self.stored(launch, written, wanted.get(tensor))
+                    stored.add(tensor)
         for name in wanted.keys() - stored:
             yield Obligation(f"{name} is stored{self.where}", "unknown")
 
@@ -822,42 +191,60 @@ class PathValues:
         body, functions = read_calls(launch.kernel, signature, launch.constants)
 
         def follows(given: Sequence[Cond], claim: Cond) -> bool:
-            return self.forms.prover.follows([*given], claim)
+            return self.prover.follows([*given], claim)
 
         def run(piece: Piece) -> Lifted:
             made = Lift(piece, self.given, follows, self.tensors, self.filled, functions, self.rows)
             made.region(body, arguments)
+            for w in made.lifted.stores:
+                w.value = resolved(w.value, made.lifted.states)
             return made.lifted
 
         return by_piece(launch.programs, self.given, follows, run)
 
-    def claim(self, launch: LaunchOf, claim: Claim) -> Obligation:
-        ok = self.equal(claim.one, claim.two, claim.given)
+    def claim(self, launch: LaunchOf, claim: Claim) -> Sequence[Obligation]:
         text = f"{launch.kernel.__name__}: {claim.text}{self.where}"
-        return Obligation(text, "proved" if ok else "unknown")
 
-    def equal(self, one: Value, two: Value, facts: Cond) -> bool:
+        def check() -> Checked:
+            return self.equal(text, Forms(self.prover), claim.one, claim.two, claim.given)
+
+        return self.known.checked.of((text, claim), check).obligations
+
+    def equal(self, text: str, forms: Forms, one: Value, two: Value, facts: Cond) -> Checked:
         try:
-            return self.forms.equal(one.finite, two.finite, facts)
+            ok = forms.equal(one.finite, two.finite, facts)
         except ZeroDivisionError:  # somewhere a divisor is 0
-            return False
+            ok = False
+        return Checked((Obligation(text, "proved" if ok else "unknown"), *forms.used()))
 
-    def stored(self, launch: LaunchOf, lifted: Lifted, w: Written, own: Any) -> list[Obligation]:
+    def stored(self, launch: LaunchOf, w: Written, own: Any) -> Sequence[Obligation]:
+        """That what is stored is the spec's `own`; of a temporary, which has none, what it is."""
         tensor = self.tensors[w.access.tensor]
-        names = tuple(f"{tensor.name}[{d}]" for d in range(len(tensor.shape)))
         text = f"{launch.kernel.__name__}: {w.access.name} is the spec's{self.where}"
+        inside = both(self.given, w.piece.facts, w.access.facts)
+        key = (text, w.access.offset, inside, w.value, own)
+        check = partial(self.element, text, w, inside, own)
+        found = self.known.checked.of(key, check)
+        if found.filled is not None:
+            if tensor.name in self.filled:
+                raise Unreadable(f"{tensor.name} is stored in two places")
+            self.filled[tensor.name] = found.filled
+        return found.obligations
+
+    def element(self, text: str, w: Written, inside: Cond, own: Any) -> Checked:
+        forms, tensor = Forms(self.prover), self.tensors[w.access.tensor]
+        names = tuple(f"{tensor.name}[{d}]" for d in range(len(tensor.shape)))
+        flat = list(map(symbol, names))
         for seen in views(tensor):
             at = indices(w.access.offset, seen)
             if at is None:
                 continue
-            flat = list(map(symbol, names))
             joined = _joined(flat, tensor, seen)
-            inside = both(self.given, w.piece.facts, w.access.facts)
             within = both(*map(partial(between, 0), at, seen.shape))
-            change = _elements(at, joined, partial(self.forms.follows, inside))
-            if change is None or not self.forms.follows(inside, within):
+            change = _elements(at, joined, partial(forms.follows, inside))
+            if change is None or not forms.follows(inside, within):
                 continue
-            value = resolved(w.value, lifted.states).changed(change)
+            value = w.value.changed(change)
             places = [mapped(i, change.get) for i in at]
             facts = both(
                 mapped(mapped(inside, change.get), change.get),
@@ -865,20 +252,18 @@ class PathValues:
                 *map(eq, places, joined),
             )
             if own is None:
-                value = Value(self.forms.tidy(value.finite, facts))
-                left = [n for n in names_of(value.real) if n.startswith(("pid!", "lane", "turn!"))]
-                if left:
-                    raise Unreadable(f"{tensor.name} depends on {left}")
-                if tensor.name in self.filled:
-                    raise Unreadable(f"{tensor.name} is stored in two places")
-                self.filled[tensor.name] = Filled(names, value)
-                return []
-            _, (theirs, wanted) = own
+                return Checked(tuple(forms.used()), self.fill(names, forms, value, facts))
+            theirs, wanted = own
             rename = {Atom("symbol", (a,)): symbol(b) for a, b in zip(theirs, names, strict=True)}
-            spec = wanted.changed(rename)
-            ok = self.equal(value, spec, facts)
-            return [Obligation(text, "proved" if ok else "unknown")]
-        return [Obligation(text, "unknown")]
+            return self.equal(text, forms, value, wanted.changed(rename), facts)
+        return Checked((Obligation(text, "unknown"),))
+
+    def fill(self, names: tuple[str, ...], forms: Forms, value: Value, facts: Cond) -> Filled:
+        value = Value(forms.tidy(value.finite, facts))
+        left = [n for n in names_of(value.real) if n.startswith(("pid!", "lane", "turn!"))]
+        if left:
+            raise Unreadable(f"a temporary depends on {left}")
+        return Filled(names, value)
 
 
 def resolved(v: Value, states: Mapping[str, Value]) -> Value:

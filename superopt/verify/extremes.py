@@ -17,6 +17,7 @@ from fractions import Fraction
 from itertools import permutations
 
 from superopt.verify.integers import Cond, Poly, both, conjuncts, le, poly, product
+from superopt.verify.laws import law
 from superopt.verify.reals import (
     Product,
     Real,
@@ -24,7 +25,6 @@ from superopt.verify.reals import (
     changed,
     compares,
     cond_changed,
-    law,
     real,
     renaming,
     within,

@@ -68,6 +68,8 @@ class Poly:
     @staticmethod
     def of(terms: Mapping[Monomial, int]) -> Poly:
         kept = [(m, c) for m, c in terms.items() if c]
+        if len(kept) < 2:
+            return Poly(tuple(kept))
         return Poly(tuple(sorted(kept, key=lambda t: [a.key for a in t[0]])))
 
     @property
@@ -215,10 +217,17 @@ def eq(a: Poly | int, b: Poly | int) -> Cond:
 
 
 def _compare(op: str, a: Poly, b: Poly, holds: Callable[[int], bool]) -> Cond:
-    difference = (a - b).number
-    if difference is not None:
-        return TRUE if holds(difference) else FALSE
+    (one, rest), (two, other) = _parted(a), _parted(b)
+    if rest == other:
+        return TRUE if holds(one - two) else FALSE
     return Cond(op, (a, b))
+
+
+def _parted(p: Poly) -> tuple[int, tuple[tuple[Monomial, int], ...]]:
+    """Its constant, and what is left: the constant comes first."""
+    if p.terms and not p.terms[0][0]:
+        return p.terms[0][1], p.terms[1:]
+    return 0, p.terms
 
 
 def both(*conditions: Cond) -> Cond:
@@ -286,20 +295,35 @@ def names_of(x: Any) -> frozenset[str]:
     return getattr(x, "names", frozenset())
 
 
-def mapped(x: Any, change: Callable[[Atom], Poly | None]) -> Any:
-    """The polynomial, condition or atom's argument with atoms replaced where `change` says so."""
+def replaced(x: Any, change: Mapping[Atom, Poly]) -> Any:
+    """The same with symbols and lanes replaced; what has none of these is not walked through."""
+    return mapped(x, change.get, frozenset(a.key for a in change))
+
+
+def mapped(
+    x: Any, change: Callable[[Atom], Poly | None], names: frozenset[str] | None = None
+) -> Any:
+    """The polynomial, condition or atom's argument with atoms replaced where `change` says so.
+
+    `names`: of symbols and lanes without which nothing changes.
+    """
+    if names is not None and names.isdisjoint(names_of(x)):
+        return x
     if isinstance(x, Poly):
-        news = {a: new for a in x.atoms if (new := _changed(a, change)) is not None}
+        news = {a: new for a in x.atoms if (new := _changed(a, change, names)) is not None}
         if not news:
             return x
-        result = poly(0)
+        total: dict[Monomial, int] = {}
         for m, c in x.terms:
-            result = result + product(news[a] if a in news else poly(a) for a in m) * c
-        return result
+            kept = tuple(a for a in m if a not in news)
+            new = product((Poly(((kept, c),)), *(news[a] for a in m if a in news)))
+            for n, d in new.terms:
+                total[n] = total.get(n, 0) + d
+        return Poly.of(total)
     if not isinstance(x, Cond | tuple):
         return x
     old = x.args if isinstance(x, Cond) else x
-    args = tuple(mapped(a, change) for a in old)
+    args = tuple(mapped(a, change, names) for a in old)
     if all(new is a for new, a in zip(args, old, strict=True)):
         return x
     if isinstance(x, tuple):
@@ -316,10 +340,12 @@ def mapped(x: Any, change: Callable[[Atom], Poly | None]) -> Any:
     return Cond(x.op, args)
 
 
-def _changed(a: Atom, change: Callable[[Atom], Poly | None]) -> Poly | None:
+def _changed(
+    a: Atom, change: Callable[[Atom], Poly | None], names: frozenset[str] | None
+) -> Poly | None:
     """What the atom becomes; None where it stays."""
     new = change(a)
     if new is not None:
         return new
-    args = mapped(a.args, change)
+    args = mapped(a.args, change, names)
     return None if args is a.args else poly(Atom(a.kind, args))

@@ -38,6 +38,7 @@ from superopt.verify.integers import (
     poly,
     symbol,
 )
+from superopt.verify.laws import law
 from superopt.verify.programs import Access, Loop, Piece, Pointer, Run, lane, lanes_within
 from superopt.verify.reals import (
     Factor,
@@ -48,7 +49,6 @@ from superopt.verify.reals import (
     cond_changed,
     extreme,
     factors_in,
-    law,
     real,
     truth,
 )
@@ -101,7 +101,7 @@ class Lifted:
     states: dict[str, Value] = field(default_factory=dict)  # by name, over its lanes
 
 
-@dataclass
+@dataclass(frozen=True)
 class Filled:
     """A temporary tensor: what its elements are, as a function of their indices."""
 

@@ -26,7 +26,7 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Claims:
-    """Claims of one kind, what became of them, and the laws of `reals.LAWS` that they rest on.
+    """Claims of one kind, what became of them, and the laws of `laws.LAWS` that they rest on.
 
     The verdict is `proved` where all were; `refused` where one is false, with a counterexample;
     else `unknown` or `timeout`.

@@ -2,7 +2,7 @@
 
     0.125 * sum[n: 0 <= n < N] exp(q[i] * k[n])^(1/8) * v[n] * max(...)^(-1)
 
-Two values are equal where their normal forms are. The laws of the form are `LAWS`:
+Two values are equal where their normal forms are. The laws of the form are `laws.LAWS`:
 rings; powers of positive factors; exp of a sum is a product; log of a
 product of positive factors is a sum; sums are linear, and sums of sums are sums; a maximum moves
 past what is added and past positive scales. No law holds for floating point: that is the gate's.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -28,63 +28,13 @@ from superopt.verify.integers import (
     both,
     conjuncts,
     either,
-    mapped,
     names_of,
     negation,
     poly,
+    replaced,
 )
+from superopt.verify.laws import law
 from superopt.verify.ttir import Unreadable
-
-LAWS = {
-    "exp of a sum": "exp(a + b) = exp(a) * exp(b)",
-    "exp of a multiple": "exp(c * a) = exp(a) ** c",
-    "log of a product": "log(a * b) = log(a) + log(b) for a, b > 0; log(exp(a)) = a",
-    "exp grows": "max[n] exp(f) = exp(max[n] f); exp(a) = exp(b) iff a = b",
-    "power of a product": "(a * b) ** e = a ** e * b ** e, where e is whole or a > 0",
-    "sums are linear": "sum[n](c * f + d * g) = c * sum[n] f + d * sum[n] g, c and d without n",
-    "sum of sums": "sum[n] sum[m] f = sum[n, m] f, and a product of sums likewise",
-    "sum over a union": "sum[A] f + sum[B] f = sum[A or B] f, where A and B do not meet",
-    "maximum moves": "max[n](c * f + d) = c * max[n] f + d, c > 0; minimum where c < 0",
-    "maximum of maxima": "max[n] max[m] f = max[n, m] f; max(max[A] f, max[B] f) = max[A or B] f",
-    "maximum by cases": "max[n](a where c, else b) = max(b, max[n: c] a), a >= b without n, some n",
-    "what adds nothing": "max(b, max[n] a) = b, where a <= b",
-    "between": "x = p and p = q iff x = q, for x <= p <= q",
-    "a sum of squares": "sum[n] (c * f ** 2 + d * g ** 2) >= 0, for c, d >= 0",
-    "two indices as one": "i * n + j for 0 <= i, 0 <= j < n is each whole number from 0, once",
-    "an index as two": "each whole number from 0 is (k / n) * n + k % n, for n > 0",
-    "a shifted index": "sum[k] f(k) = sum[k] f(k + c), the conditions on k shifted too",
-    "a single index": "a reduction over one index is its body there",
-    "counting": "sum[a <= k < b] 1 = b - a, for a <= b",
-    "cases": "what holds where c does, and where it does not, holds",
-    "divisors cleared": "a = b where a * d = b * d, for d != 0",
-    "induction": "what holds before a loop, and is kept by a turn, holds after it",
-}
-"""What normal forms rest on beside the laws of a ring, of conditions, and Z3's integers."""
-
-_without: set[str] = set()
-_cited: set[str] = set()
-
-
-def law(name: str) -> bool:
-    """Whether a law may be used; it is then noted as used."""
-    assert name in LAWS
-    if name in _without:
-        return False
-    _cited.add(name)
-    return True
-
-
-@contextmanager
-def laws(without: Iterable[str] = ()) -> Iterator[set[str]]:
-    """The laws that are used inside; some may not be, nor those that may not outside."""
-    global _without, _cited
-    outer = _without, _cited
-    _without, _cited = _without | set(without), set()
-    try:
-        yield _cited
-    finally:
-        _without, _cited = outer
-
 
 NEARLY = 2.0**-21  # constants of a kernel are rounded to fp32, or products of some that are
 MOST_TERMS = 2000
@@ -143,6 +93,8 @@ class Real:
     @staticmethod
     def of(terms: Mapping[Product, Fraction]) -> Real:
         kept = [(p, c) for p, c in terms.items() if c]
+        if len(kept) < 2:
+            return Real(tuple(kept))
         if len(kept) > MOST_TERMS:
             raise Unreadable(f"a value of {len(kept)} terms")
         return Real(tuple(sorted(kept, key=lambda t: _product_key(t[0]))))
@@ -348,8 +300,10 @@ def power(x: Real, e: Fraction) -> Real:
             result = result * x
         return result
     if x.number is not None:
-        if x.number == 0 and e < 0:
-            raise ZeroDivisionError
+        if x.number == 0:
+            if e < 0:
+                raise ZeroDivisionError
+            return real(0)
         if x.number < 0 and e.denominator != 1:
             raise Unreadable("a root of a negative number")
         return real(_root(x.number, e))
@@ -714,7 +668,7 @@ def changed(x: Real, change: Change, states: States | None = None) -> Real:
                 return either(*map(of_cond, c.args))
             case "not":
                 return negation(of_cond(c.args[0]))
-        return mapped(c, change.get)  # type: ignore[no-any-return]
+        return replaced(c, change)  # type: ignore[no-any-return]
 
     def of_factor(f: Factor) -> Real:
         if states is not None and (new := states(f)) is not None:
@@ -723,9 +677,9 @@ def changed(x: Real, change: Change, states: States | None = None) -> Real:
             return real(f)
         match f.kind:
             case "load" | "state":
-                return real(Factor(f.kind, (f.args[0], mapped(f.args[1], change.get))))
+                return real(Factor(f.kind, (f.args[0], replaced(f.args[1], change))))
             case "integer":
-                return real(mapped(f.args[0], change.get))
+                return real(replaced(f.args[0], change))
             case "truth":
                 return truth(of_cond(f.args[0]))
             case "exp":
@@ -775,7 +729,7 @@ def cond_changed(c: Cond, change: Change) -> Cond:
     if not c.names & {a.key for a in change}:
         return c
     if not compares(c):
-        return mapped(c, change.get)  # type: ignore[no-any-return]
+        return replaced(c, change)  # type: ignore[no-any-return]
     match c.op:
         case "and":
             return both(*(cond_changed(a, change) for a in c.args))
@@ -795,6 +749,17 @@ def over(kind: str, names: Sequence[str], domain: Cond, body: Real) -> Real:
         case "prod":
             return product_over(names, domain, body)
     return extreme_over(kind.removesuffix(" of"), names, domain, body)
+
+
+def by_comparison(x: Real) -> Iterator[tuple[Cond, Real, Real]]:
+    """Comparisons of values by which a sum is one or another: what it is where each holds, or not;
+    and the same of their contraries.
+    """
+    found = {f.args[0] for f in x.factors if f.kind == "truth"}
+    for c in sorted(filter(compares, found), key=str):
+        one, two = given(x, c), given(x, negation(c))
+        yield c, one, two
+        yield negation(c), two, one
 
 
 def factors_in(xs: Iterable[Real]) -> Iterator[Factor]:

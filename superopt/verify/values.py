@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product as pairs
 from typing import Any
 
 from superopt.mugraph.dtypes import is_float
@@ -28,11 +29,14 @@ from superopt.verify.integers import (
     product,
     symbol,
 )
+from superopt.verify.laws import law
 from superopt.verify.reals import (
     Change,
     Factor,
     Real,
     States,
+    alone,
+    by_comparison,
     changed,
     compares,
     cond_changed,
@@ -42,6 +46,7 @@ from superopt.verify.reals import (
     function,
     given,
     logarithm,
+    opened,
     positive,
     power,
     product_over,
@@ -373,8 +378,11 @@ class Spec:
         return apply(e.op, *map(self.value, e.args))
 
     def _load(self, e: Expr) -> Value | Poly | Cond:
-        at = tuple(map(self.poly, e.args[:-1]))
         guard = self.cond(e.args[-1])
+        reached = _reached(e.attr.name, list(map(self.of, e.args[:-1]))) if guard == TRUE else None
+        if reached is not None and e.attr.name not in self.stored:
+            return Value(reached)
+        at = tuple(map(self.poly, e.args[:-1]))
         if e.attr.name in self.stored:
             names, value = self.stored[e.attr.name]
             found = value.changed(dict(zip(map(_symbol, names), at, strict=True)))
@@ -431,6 +439,31 @@ class Spec:
         if isinstance(a, Cond) or isinstance(b, Cond):
             a, b = (Value(truth(x)) if isinstance(x, Cond) else x for x in (a, b))
         return negation(compare("eq", a, b)) if name == "ne" else compare(name, a, b)
+
+
+def _reached(tensor: str, at: Sequence[Value | Poly | Cond]) -> Real | None:
+    """max[n] x[n] for x[k], where k is the least at which x[k] is that; likewise of a minimum.
+
+    k: min[n < N](n where x[n] = max[n < N] x[n], else N). None where the indices are none such.
+    """
+    found = [(d, i.finite) for d, i in enumerate(at) if isinstance(i, Value)]
+    if len(found) != 1 or any(isinstance(i, Cond) for i in at):
+        return None
+    ((d, value),) = found
+    index = alone(value)
+    if index is not None and index.kind == "trunc":  # to an integer, which it is
+        index = alone(index.args[0])
+    if index is None or index.kind != "minimum of" or len(index.args[0]) > 1:
+        return None
+    (n,), domain, body = opened(index)
+    x = real(Factor("load", (tensor, (*at[:d], symbol(n), *at[d + 1 :]))))
+    limits = [real(c.args[1]) for c in conjuncts(domain) if c.op == "lt" and c.args[0] == symbol(n)]
+    for (c, one, other), kind in pairs(by_comparison(body), ("maximum", "minimum")):
+        most = extreme_over(kind, [n], domain, x)
+        own = one == real(symbol(n)) and other in limits and c == zero(x - most)
+        if own and law("where it is reached"):
+            return most
+    return None
 
 
 def logic(name: str, *cs: Cond) -> Cond:
