@@ -104,7 +104,7 @@ def test_projections_of_one_shape_are_candidates_each() -> None:
 
 
 def test_temporaries_are_laid_out_as_inputs_are() -> None:
-    """What reads the heads of a projection reads a row of it: head by head, a head's columns last."""
+    """What reads heads of a projection reads a row of it: head by head, its columns last."""
 
     def heads(x: torch.Tensor, w: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
         h = torch.relu(x @ w).view(-1, 8, 32)

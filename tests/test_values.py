@@ -39,6 +39,8 @@ from superopt.verify.integers import (
     between,
     both,
     eq,
+    le,
+    lt,
     negation,
     poly,
     symbol,
@@ -54,6 +56,7 @@ from superopt.verify.reals import (
     real,
     total,
     truth,
+    zero,
 )
 from superopt.verify.values import spec_values
 
@@ -383,6 +386,24 @@ PAIRS: dict[str, tuple[Callable, Callable, bool]] = {
         lambda x: torch.where(x > 0, x, 0).sum(-1) / (x > 0).sum(-1),
         False,
     ),
+    "a divisor in parts": (
+        lambda x: x.sum(-1) / (1 + x.square().sum(-1)),
+        lambda x: (
+            x.sum(-1)
+            * (1 + x[:, :20].square().sum(-1) + x[:, 20:].square().sum(-1))
+            / (1 + x.square().sum(-1)).square()
+        ),
+        True,
+    ),
+    "a divisor short of a part": (
+        lambda x: x.sum(-1) / (1 + x.square().sum(-1)),
+        lambda x: (
+            x.sum(-1)
+            * (1 + x[:, :20].square().sum(-1) + x[:, 21:].square().sum(-1))
+            / (1 + x.square().sum(-1)).square()
+        ),
+        False,
+    ),
     "sums across a mask": (
         lambda x: torch.where(x > 0, x, 0).sum(-1) + torch.where(x > 0, 0, x).sum(-1),
         lambda x: x.sum(-1),
@@ -469,6 +490,22 @@ def test_sums_over_two_domains_are_one_where_they_do_not_meet() -> None:
     assert not forms.equal(parts, total(["k"], INSIDE, x_at(K)), both())
     twice = total(["k"], INSIDE, x_at(K)) + total(["k"], both(between(3, K, 8)), x_at(K))
     assert not forms.equal(twice, total(["k"], INSIDE, x_at(K)), both())
+
+
+def test_a_sum_of_exps_is_zero_only_where_it_has_no_term() -> None:
+    forms, n = Forms(Prover()), symbol("n")
+    exps, plain = (total(["k"], between(0, K, n), v) for v in (exponential(x_at(K)), x_at(K)))
+    none = truth(le(n, 0))
+    assert forms.equal(truth(zero(exps)), none, both())
+    assert not forms.equal(truth(zero(plain)), none, both())
+    assert not forms.equal(truth(zero(exps)), truth(le(n, 1)), both())
+    guarded = power(exps + truth(zero(exps)), Fraction(-1))
+    assert forms.equal(exps * guarded, real(1) - none, both())
+    assert forms.equal(exps * exps * guarded, exps, both())
+    with laws(without=["a sum of exps"]):
+        assert not Forms(Prover()).equal(truth(zero(exps)), none, both())
+    sparse = total(["k"], both(between(0, K, n), lt(K * 3, n)), exponential(x_at(K)))
+    assert not forms.equal(truth(zero(sparse)), none, both())  # a part bounds no index by 1
 
 
 def test_two_indices_are_one_only_where_they_cover_each_once() -> None:

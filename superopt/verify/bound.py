@@ -87,6 +87,30 @@ def least_index(domain: Cond, name: str) -> Poly:
     return poly(0)
 
 
+def inhabited(domain: Cond, names: Sequence[str]) -> Cond | None:
+    """Whether some indices are in a domain, as a condition without them.
+
+    That is so where the least of each are; None where a part of the domain does not bound one
+    index, from below once and from above.
+    """
+    lower: set[str] = set()
+    for c in conjuncts(domain):
+        own = c.names & {*names}
+        if not own:
+            continue
+        (n, *others), slack = own, c.args[1] - c.args[0] if c.op in ("le", "lt") else poly(0)
+        step = dict(slack.terms).get((Atom("symbol", (n,)),), 0)
+        if others or abs(step) != 1 or n in (slack - symbol(n) * step).names:
+            return None
+        if step == 1 and (n in lower or c.op == "lt"):
+            return None
+        if step == 1:
+            lower.add(n)
+    if lower != {*names}:
+        return None
+    return cond_changed(domain, {Atom("symbol", (n,)): least_index(domain, n) for n in names})
+
+
 def undecided(names: Sequence[str], body: Real) -> Cond | None:
     """A condition on bound indices by which what is reduced is one or another."""
     bound = {m for f in factors_in([body]) if f.kind in REDUCTIONS for m in f.args[0]}

@@ -8,7 +8,15 @@ from fractions import Fraction
 from typing import Any
 
 from superopt.verify.addresses import Prover
-from superopt.verify.bound import fusions, least_index, shifted, simpler_forms, undecided, unjoined
+from superopt.verify.bound import (
+    fusions,
+    inhabited,
+    least_index,
+    shifted,
+    simpler_forms,
+    undecided,
+    unjoined,
+)
 from superopt.verify.extremes import Order, without_middle
 from superopt.verify.integers import (
     FALSE,
@@ -45,6 +53,7 @@ from superopt.verify.reals import (
     factors_in,
     function,
     given,
+    is_positive,
     logarithm,
     over,
     positive,
@@ -327,7 +336,8 @@ class Forms:
                 return either(*(self.condition(a, facts) for a in c.args))
             case "not":
                 return negation(self.condition(c.args[0], facts))
-        return {"positive": positive, "zero": zero}[c.op](self.tidy(c.args[0], facts))
+        made = {"positive": positive, "zero": zero}[c.op](self.tidy(c.args[0], facts))
+        return self.condition(empty, facts) if (empty := without_terms(made)) is not None else made
 
     def index(self, p: Poly, facts: Cond) -> Poly:
         while True:
@@ -479,13 +489,37 @@ class Forms:
         difference = self.joined(_difference(one, two), facts)
         if difference == real(0):
             return True
-        if _whole(difference) == real(0) and law("divisors cleared"):
+        whole = self.joined(_whole(difference), facts)
+        if whole == real(0) and law("divisors cleared"):
             return True
         for c in sorted(_conditions(difference), key=lambda c: (len(str(c)), str(c))):
             if cases < MOST_CASES and law("cases"):
                 ways = (c, negation(c))
                 return all(self.equal(one, two, both(facts, way), cases + 1) for way in ways)
         return False
+
+
+def without_terms(c: Cond) -> Cond | None:
+    """Under which condition on indices sums of positive values are 0: where none has a term."""
+    if c.op != "zero" or any(k < 0 for _, k in c.args[0].terms):
+        return None
+    empty = []
+    for p, _ in c.args[0].terms:
+        sums = [f for f, e in p if f.kind == "sum" and e > 0]
+        if not all(f in sums or is_positive(f) for f, _ in p) or not all(map(_positive, sums)):
+            return None
+        some = [inhabited(f.args[1], f.args[0]) for f in sums]
+        if None in some:
+            return None
+        empty.append(either(*(negation(c) for c in some if c is not None)))
+    return both(*empty) if law("a sum of exps") else None
+
+
+def _positive(f: Factor) -> bool:
+    """Whether all that a sum adds up is positive."""
+    _, domain, body = f.args
+    positive_terms = (k > 0 and all(is_positive(g) for g, _ in p) for p, k in body.terms)
+    return not compares(domain) and all(positive_terms)
 
 
 def _difference(one: Real, two: Real) -> Real:

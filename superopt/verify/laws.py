@@ -30,6 +30,7 @@ LAWS = {
     "what adds nothing": "max(b, max[n] a) = b, where a <= b",
     "between": "x = p and p = q iff x = q, for x <= p <= q",
     "a sum of squares": "sum[n] (c * f ** 2 + d * g ** 2) >= 0, for c, d >= 0",
+    "a sum of exps": "sum[n] c * exp(f) = 0 iff there is no n, for c > 0",
     "two indices as one": "i * n + j for 0 <= i, 0 <= j < n is each whole number from 0, once",
     "an index as two": "each whole number from 0 is (k / n) * n + k % n, for n > 0",
     "a shifted index": "sum[k] f(k) = sum[k] f(k + c), the conditions on k shifted too",
