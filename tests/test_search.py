@@ -118,10 +118,11 @@ def test_temporaries_are_laid_out_as_inputs_are() -> None:
 
 
 def test_sums_of_rows_are_stored_beside_many_large_values() -> None:
-    """What is small is combined, however much is large and comes before it."""
-    large = [Candidate(n, True, True) for n in range(7)]
-    small = [Candidate(n, False, False) for n in (7, 8)]
-    assert (7, 8) in cuts([*large, *small])
+    """What outputs share is combined, however much is large and comes before it."""
+    large = [Candidate(n, product=True, large=True, shared=True) for n in range(7)]
+    for shared in (True, False):
+        small = [Candidate(n, product=False, large=False, shared=shared) for n in (7, 8)]
+        assert ((7, 8) in cuts([*large, *small])) is shared
 
 
 def test_a_class_with_a_guard_is_no_equal_of_what_it_guards() -> None:

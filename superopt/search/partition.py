@@ -18,7 +18,7 @@ from superopt.mugraph.expr import Axis, Expr, Tensor, axis, load
 from superopt.search.egraph import EGraph
 
 MOST_CANDIDATES = 12
-MOST_COMBINED = 6  # candidates, and as many that are not large, of which every small set is a cut
+MOST_COMBINED = 6  # candidates, and as many of the shared, of which every small set is a cut
 MOST_TEMPORARIES = 3  # of these sets
 LONG = 1 << 20  # elements along an axis whose extent is no constant
 
@@ -27,12 +27,14 @@ LONG = 1 << 20  # elements along an axis whose extent is no constant
 class Candidate:
     """A class worth a temporary. `product`: what the program writes at the end of a contraction.
 
-    `large`: it has more elements than half of what is read and written anyway.
+    `large`: it has more elements than half of what is read and written anyway. `shared`: several
+    outputs are computed from it.
     """
 
     number: int
     product: bool
     large: bool
+    shared: bool
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,14 @@ def candidates(
     chains = _chains(g, scored)
     last = {scored[max(chain)] for chain in chains}
     kept = sorted(last | {scored[min(chain)] for chain in chains})[:MOST_CANDIDATES]
+    from_outputs = [_below(g, [r]) for r in roots]
     return [
-        Candidate(c, not new and scored[c] in last and _contracts(g, c), stored > most_elements)
+        Candidate(
+            c,
+            product=not new and scored[c] in last and _contracts(g, c),
+            large=stored > most_elements,
+            shared=sum(c in below for below in from_outputs) > 1,
+        )
         for new, _, stored, c in kept
     ]
 
@@ -145,13 +153,16 @@ def _contracts(g: EGraph, c: int) -> bool:
 
 def _below_reductions(g: EGraph) -> set[int]:
     """Classes that some reduction's body uses."""
-    stack = [g.find(n.children[0]) for k in g.classes.values() for n in k.nodes if n.op == "reduce"]
-    found = set(stack)
+    bodies = [n.children[0] for k in g.classes.values() for n in k.nodes if n.op == "reduce"]
+    return _below(g, list(map(g.find, bodies)), through=False)
+
+
+def _below(g: EGraph, roots: list[int], through: bool = True) -> set[int]:
+    """Classes from which some are computed, these too; `through` reductions or up to them."""
+    stack, found = [*roots], set(roots)
     while stack:
         for n in g.classes[stack.pop()].nodes:
-            if n.op in ("reduce", "leaf"):
-                continue
-            for x in map(g.find, n.children):
+            for x in map(g.find, n.children) if through or n.op != "reduce" else ():
                 if x not in found:
                     found.add(x)
                     stack.append(x)
@@ -232,9 +243,12 @@ def operand_type(g: EGraph, c: int) -> str | None:
 
 
 def cuts(found: Sequence[Candidate]) -> list[tuple[int, ...]]:
-    """Sets of classes to store, smallest sets first; last all products, and those not large."""
-    little = [c for c in found if not c.large]
-    combined = [[c.number for c in row[:MOST_COMBINED]] for row in (found, little)]
+    """Sets of classes to store, smallest sets first; last all products, and those not large.
+
+    What several outputs are computed from is combined too: elsewhere it is computed for each.
+    """
+    shared = [c for c in found if c.shared and not c.large]
+    combined = [[c.number for c in row[:MOST_COMBINED]] for row in (found, shared)]
     upto = range(1, MOST_TEMPORARIES + 1)
     small = [cut for n in upto for row in combined for cut in combinations(row, n)]
     products = [c for c in found if c.product]
