@@ -22,6 +22,7 @@ from superopt.verify.integers import (
     conjuncts,
     either,
     eq,
+    extreme_of,
     le,
     lt,
     negation,
@@ -500,7 +501,9 @@ def integer(name: str, *args: Any, sure: bool) -> Poly | None:
                 quotient, rest = quotient - down, rest + down * b
             return quotient if name == "floordiv" else rest
         case (("maximum" | "minimum"), (a, b)):
-            return poly(Atom(name, (a, b)))
+            return extreme_of(name, a, b)
+        case "abs", (a,):
+            return extreme_of("maximum", a, -a)
     return None
 
 
