@@ -278,6 +278,10 @@ def apply(name: str, *args: Value) -> Value:
             return raised(a, UNARY[name])
         case (("maximum" | "minimum"), (a, b)):
             return largest(name, a, b)
+        case "abs", (a,):
+            if a.real is None:
+                return NAN
+            return Value(function("abs", a.real), above=either(a.below, a.above))
         case "exp", (a,):
             return exp(a)
         case "exp2", (a,):
