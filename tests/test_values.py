@@ -33,6 +33,7 @@ from superopt.spec import Spec, Tensor, spec
 from superopt.verify.addresses import Prover
 from superopt.verify.forms import Forms
 from superopt.verify.integers import (
+    FALSE,
     Atom,
     Cond,
     Poly,
@@ -58,7 +59,7 @@ from superopt.verify.reals import (
     truth,
     zero,
 )
-from superopt.verify.values import spec_values
+from superopt.verify.values import HIGHEST, LOWEST, Value, apply, compare, spec_values
 
 B, N = Dim("B", min=1, max=4096), Dim("N", min=1, max=65536)
 HALF = torch.float16
@@ -218,7 +219,13 @@ def pooled(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(mean, dim=-1)
 
 
+def distant(x: torch.Tensor) -> torch.Tensor:
+    rows, columns = torch.arange(x.shape[0]), torch.arange(64)
+    return (x * (rows[:, None] - columns).abs()).sum(-1)
+
+
 OTHERS = {
+    distant: ({"x": Tensor(B, 64)}, ("tl.abs(", "(")),
     quantized: (
         {
             "a": Tensor(B, 64, dtype=torch.int8), "w": Tensor(64, 32, dtype=torch.int8),
@@ -234,7 +241,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("fn", OTHERS, ids=lambda fn: fn.__name__)
-def test_masked_loads_of_whole_numbers_are_followed(fn: Callable, tmp_path: Path) -> None:
+def test_whole_numbers_are_followed(fn: Callable, tmp_path: Path) -> None:
     tensors, (old, new) = OTHERS[fn]
     path, traced, _ = searched_for(spec(dtype=HALF, **tensors)(fn), tmp_path)
     text = path.read_text()
@@ -550,3 +557,21 @@ def test_an_index_is_two_where_a_condition_inside_divides_it() -> None:
         parts = both(between(0, h, 2), between(0, d, 4))
         assert forms.equal(total(["h", "d"], parts, weight(h, width) * x_at(h * 4 + d)), whole,
                            both()) is same  # fmt: skip
+
+
+def test_blocks_are_counted() -> None:
+    """8 * (blocks of 8 up to n), less what is past n, is n: from 0 on."""
+    forms, n = Forms(Prover()), symbol("n")
+    blocks = total(["k"], both(le(0, K), lt(K * 8, n)), real(1))
+    quotient = poly(Atom("quotient", (K, poly(8))))
+    past = total(["k"], both(le(n, K), lt(quotient * 8, n)), real(1))
+    assert forms.equal(blocks * real(8) - past, real(n), le(0, n))
+    assert not forms.equal(blocks * real(8), real(n), le(0, n))
+    assert not forms.equal(blocks * real(8) - past, real(n), le(-9, n))
+
+
+def test_the_size_of_an_infinity_is_one() -> None:
+    masked = apply("abs", Value(x_at(K), below=eq(K, 0)))
+    assert (masked.below, masked.above) == (FALSE, eq(K, 0))
+    assert compare("eq", masked, HIGHEST) == eq(K, 0)
+    assert compare("eq", masked, LOWEST) == FALSE

@@ -111,6 +111,25 @@ def inhabited(domain: Cond, names: Sequence[str]) -> Cond | None:
     return cond_changed(domain, {Atom("symbol", (n,)): least_index(domain, n) for n in names})
 
 
+def limit_of(c: Cond, name: str) -> tuple[Poly, Poly | None] | None:
+    """What an index is below by a condition, and what must not be negative, it neither, for that.
+
+    lt(k, n): n; lt(8 * k, n): (n + 7) / 8; lt(8 * (k / 8), n): 8 * ((n + 7) / 8)
+    """
+    if c.op != "lt" or name in c.args[1].names or len(c.args[0].terms) != 1:
+        return None
+    (one, most), own = c.args, symbol(name)
+    if one == own:
+        return most, None
+    ((_, times),) = one.terms
+    blocks = poly(Atom("quotient", (most + times - 1, poly(times))))
+    if times > 1 and one == own * times:
+        return blocks, most
+    if times > 1 and one == poly(Atom("quotient", (own, poly(times)))) * times:
+        return blocks * times, most
+    return None
+
+
 def undecided(names: Sequence[str], body: Real) -> Cond | None:
     """A condition on bound indices by which what is reduced is one or another."""
     bound = {m for f in factors_in([body]) if f.kind in REDUCTIONS for m in f.args[0]}

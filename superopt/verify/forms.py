@@ -12,6 +12,7 @@ from superopt.verify.bound import (
     fusions,
     inhabited,
     least_index,
+    limit_of,
     shifted,
     simpler_forms,
     undecided,
@@ -406,15 +407,17 @@ class Forms:
 
     def count(self, names: Sequence[str], domain: Cond, facts: Cond) -> Real | None:
         """How many values of one name there are from a least one up to a limit."""
-        own = symbol(names[0])
-        low = [c.args[0] for c in conjuncts(domain) if c.op == "le" and c.args[1] == own]
-        high = [c.args[1] for c in conjuncts(domain) if c.op == "lt" and c.args[0] == own]
-        if len(names) > 1 or len(low) != 1 or len(high) != 1 or len(conjuncts(domain)) > 2:
+        own, parts = symbol(names[0]), conjuncts(domain)
+        lows = [c.args[0] for c in parts if c.op == "le" and c.args[1] == own]
+        limits = [x for c in parts if (x := limit_of(c, names[0])) is not None]
+        if len(names) > 1 or len(lows) != 1 or len(limits) != 1 or len(parts) > 2:
             return None
-        if own.atoms & (low[0].atoms | high[0].atoms):
+        (low,), ((high, needed),) = lows, limits
+        if names[0] in low.names:
             return None
-        known = self.follows(facts, le(low[0], high[0])) and law("counting")
-        return real(high[0] - low[0]) if known else None
+        whole = TRUE if needed is None else both(le(0, low), le(0, needed))
+        known = self.follows(facts, both(le(low, high), whole)) and law("counting")
+        return real(high - low) if known else None
 
     def multiplied(self, c: Cond, facts: Cond) -> Cond:
         """i / n < k as i < k * n, and k <= i / n as k * n <= i: for i >= 0 and n > 0."""

@@ -175,6 +175,16 @@ def product(factors: Iterable[Poly]) -> Poly:
     return result
 
 
+EXTREMES = ("minimum", "maximum")
+
+
+def extreme_of(kind: str, one: Poly, two: Poly) -> Poly:
+    """The minimum or maximum of two, which have no order: |x| is the maximum of x and -x."""
+    if one.number is not None and two.number is not None:
+        return poly((min if kind == "minimum" else max)(one.number, two.number))
+    return poly(Atom(kind, tuple(sorted((one, two), key=str))))
+
+
 @dataclass(frozen=True)
 class Cond:
     """A truth value. `op`: lt, le, eq (of polynomials); and, or (of conditions), not; opaque."""
@@ -348,4 +358,6 @@ def _changed(
     if new is not None:
         return new
     args = mapped(a.args, change, names)
-    return None if args is a.args else poly(Atom(a.kind, args))
+    if args is a.args:
+        return None
+    return extreme_of(a.kind, *args) if a.kind in EXTREMES else poly(Atom(a.kind, args))

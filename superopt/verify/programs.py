@@ -24,6 +24,7 @@ from superopt.verify.integers import (
     both,
     either,
     eq,
+    extreme_of,
     le,
     lt,
     mapped,
@@ -442,10 +443,13 @@ class Run:
         return self.extreme("maximum", op)
 
     def extreme(self, kind: str, op: Op) -> Poly:
-        one, two = map(self.exact, op.operands)
-        if one.number is not None and two.number is not None:
-            return poly((min if kind == "minimum" else max)(one.number, two.number))
-        return poly(Atom(kind, (one, two)))
+        return extreme_of(kind, *map(self.exact, op.operands))
+
+    def _math_absi(self, op: Op) -> Known:
+        (x,), (result,) = map(self.exact, op.operands), op.results
+        found = extreme_of("maximum", x, -x)
+        self.fits(found, result)  # the least integer has no contrary
+        return found
 
     def _arith_cmpi(self, op: Op) -> Known:
         predicate = op.number("predicate")

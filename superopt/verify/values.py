@@ -22,6 +22,7 @@ from superopt.verify.integers import (
     conjuncts,
     either,
     eq,
+    extreme_of,
     le,
     lt,
     negation,
@@ -277,6 +278,10 @@ def apply(name: str, *args: Value) -> Value:
             return raised(a, UNARY[name])
         case (("maximum" | "minimum"), (a, b)):
             return largest(name, a, b)
+        case "abs", (a,):
+            if a.real is None:
+                return NAN
+            return Value(function("abs", a.real), above=either(a.below, a.above))
         case "exp", (a,):
             return exp(a)
         case "exp2", (a,):
@@ -500,7 +505,9 @@ def integer(name: str, *args: Any, sure: bool) -> Poly | None:
                 quotient, rest = quotient - down, rest + down * b
             return quotient if name == "floordiv" else rest
         case (("maximum" | "minimum"), (a, b)):
-            return poly(Atom(name, (a, b)))
+            return extreme_of(name, a, b)
+        case "abs", (a,):
+            return extreme_of("maximum", a, -a)
     return None
 
 
