@@ -6,14 +6,17 @@
 A discrete-event simulation: what runs is the real scheduler over K real searches, as a model's K
 programs would be. Only workers are simulated: a task takes the CPU seconds that were recorded for
 it and gives its recorded result. The driver's own time is really spent here and counts, with its
-journals and their syncs, plus CALL_S a batch for what Ray takes. A worker that meets a program for
-the first time builds its space first. Times leave out the start of the cluster.
+journals and their syncs and with pickling what travels, plus CALL_S a batch for what Ray takes. A
+worker that meets a program for the first time builds its space first. Times leave out the start of
+the cluster.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import pickle
 import tempfile
 import time
 from heapq import heappop, heappush
@@ -27,20 +30,20 @@ from superopt.search.scheduler import Scheduler
 from superopt.search.tasks import MOST_SPACES
 
 CALL_S = 0.001  # to submit a call to an actor and get its result, measured with a small one
-BUILD_S = 0.15  # of a space, measured for large_search.py
+BUILD_S = 0.06  # of a space, measured for large_search.py; the first of a worker takes 0.2
 
 
 class Simulated(Executor):
     """Workers in virtual time. `clock`: seconds; `driver`: of these, in which the driver worked."""
 
-    def __init__(self, workers: int, results: dict[str, Any], seconds: dict[str, float]) -> None:
+    def __init__(self, workers: int, results: dict[str, str], seconds: dict[str, float]) -> None:
         self.count = workers
-        self.results = results
+        self.results = {key: pickle.dumps(result) for key, result in results.items()}
         self.seconds = seconds
         self.clock = self.driver = self.building = 0.0
         self._idle = list(range(workers))
         self._spaces: list[dict[str, None]] = [{} for _ in range(workers)]
-        self._events: list[tuple[float, int, int, Reply]] = []
+        self._events: list[tuple[float, int, int, list[str]]] = []
         self._real = time.perf_counter()
 
     def start(self) -> None: ...
@@ -59,11 +62,11 @@ class Simulated(Executor):
         self._real = now
 
     def submit(self, batch: Batch) -> None:
+        pickle.dumps(batch)
         self._pass(CALL_S)
         worker = self._idle.pop()
         end = self.clock
-        rows = []
-        for _, setup, key in batch.calls:
+        for _, setup, (key, _) in batch.calls:
             known = self._spaces[worker]
             if setup not in known:
                 end += BUILD_S
@@ -73,20 +76,21 @@ class Simulated(Executor):
             if len(known) > MOST_SPACES:
                 del known[next(iter(known))]
             end += self.seconds[key]
-            rows.append((self.results[key], self.seconds[key], self.seconds[key]))
-        heappush(self._events, (end, batch.number, worker, Reply(batch.number, rows)))
+        keys = [key for _, _, (key, _) in batch.calls]
+        heappush(self._events, (end, batch.number, worker, keys))
         self._real = time.perf_counter()
 
     def wait(self, seconds: float) -> list[Reply]:
         self._pass()
-        replies = []
         if self._events:
             self.clock = max(self.clock, self._events[0][0])
-        while self._events and self._events[0][0] <= self.clock:
-            *_, worker, reply = heappop(self._events)
-            self._idle.append(worker)
-            replies.append(reply)
         self._real = time.perf_counter()
+        replies = []
+        while self._events and self._events[0][0] <= self.clock:
+            _, number, worker, keys = heappop(self._events)
+            self._idle.append(worker)
+            rows = [(pickle.loads(self.results[k]), self.seconds[k], self.seconds[k]) for k in keys]
+            replies.append(Reply(number, rows))
         return replies
 
     def stop(self, number: int) -> None: ...
@@ -95,10 +99,10 @@ class Simulated(Executor):
 
 
 class Replayed(Frontier):
-    """A recorded search: a task's argument is its key."""
+    """A recorded search: a task's argument comes with its key."""
 
     def argument(self, task: Any) -> Any:
-        return task.key
+        return task.key, super().argument(task)
 
 
 def simulate(
@@ -120,14 +124,11 @@ def _sizes(key: str) -> Any:
     return tuple((name, value) for name, value in json.loads(key)[1][-1])
 
 
-def recorded(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    results = {}
-    for line in (folder / "journal.jsonl").read_text().splitlines():
-        row = json.loads(line.partition(" ")[2])
-        results[row["task"]] = row["result"]
-    return results, {
-        key: used for key, _, used in json.loads((folder / "durations.json").read_text())
-    }
+def recorded(folder: Path) -> tuple[dict[str, str], dict[str, float]]:
+    """Results and CPU seconds by task."""
+    rows = [line.split("\t") for line in (folder / "journal.jsonl").read_text().splitlines()]
+    durations = json.loads((folder / "durations.json").read_text())
+    return {task: result for _, task, result in rows}, {key: used for key, _, used in durations}
 
 
 def main() -> None:
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--journal", type=Path, help="where journals go: a real disk")
     options = parser.parse_args()
+    gc.set_threshold(100_000, 10, 10)  # as the command has it
     print("workers  seconds  efficiency  driver busy  building  batches' tasks")
     for workers in options.workers:
         with tempfile.TemporaryDirectory(dir=options.journal) as journals:

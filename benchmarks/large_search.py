@@ -1,7 +1,7 @@
-"""A search of more than 60 seconds: attention between two projections, at six lengths.
+"""A search of 60 to 120 CPU seconds: self-attention with its projections, at six lengths.
 
-Its winner at the longest lengths stores the attention's result, which the same search has not
-reached when it is stopped after 10 seconds.
+Stopped after 10 seconds, the same search has looked at little more than the uncut program; at its
+end it has another µGraph at every length, predicted up to 3.9 times faster.
 """
 
 import torch
@@ -15,13 +15,13 @@ S = Dim("S", min=1, max=16384)
 
 @superopt.spec(
     x=Tensor(S, 512),
-    w=Tensor(512, 64),
-    k=Tensor(S, 64),
-    v=Tensor(S, 64),
+    wq=Tensor(512, 64),
+    wk=Tensor(512, 64),
+    wv=Tensor(512, 64),
     o=Tensor(64, 512),
     dtype=torch.float16,
     tune_at=[{"S": s} for s in (4096, 512, 1024, 2048, 8192, 16384)],
 )
-def projected_attention(x, w, k, v, o):
-    scores = ((x @ w) @ k.mT).float() * 0.125
-    return torch.softmax(scores, -1).to(v.dtype) @ v @ o
+def self_attention(x, wq, wk, wv, o):
+    scores = ((x @ wq) @ (x @ wk).mT).float() * 0.125
+    return x + torch.softmax(scores, -1).to(x.dtype) @ (x @ wv) @ o

@@ -122,12 +122,12 @@ class _Pursuit:
         assert self._frontier is not None
         return self._frontier.argument(task)
 
-    def finish(self, results: Sequence[tuple[Task, Any]]) -> None:
-        kind = results[0][0].kind
-        if kind is TRACE:
-            self._start(results[0][1])
-        elif kind is SETTLE:
-            self._write(results[0][0], results[0][1])
+    def finish(self, results: Sequence[tuple[Task, str]]) -> None:
+        task, text = results[0]
+        if task.kind is TRACE:
+            self._start(json.loads(text))
+        elif task.kind is SETTLE:
+            self._write(task, text)
         elif self._frontier is not None:
             self._frontier.finish(results)
             self._conclude()
@@ -185,12 +185,13 @@ class _Pursuit:
         self._write(task, journal.done[task.key])
         return True
 
-    def _write(self, task: Task, result: Json) -> None:
+    def _write(self, task: Task, text: str) -> None:
         assert self._frontier is not None
         assert self._frontier.journal is not None
+        result = json.loads(text)
         write_files(self.finished.folder, result["files"])
         if self._outcome["stop_reason"] == "exhausted":
-            self._frontier.journal.record([(task.key, result)])
+            self._frontier.journal.record([(task.key, text)])
         self.finished.report = json.loads(result["files"][REPORT])
         if result["failed"]:
             self.finished.error = CheckFailed(result["failed"])

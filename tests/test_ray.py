@@ -25,9 +25,8 @@ from superopt.search.ray_cluster import RayExecutor
 from superopt.search.scheduler import Status
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-by_hand = pytest.mark.skipif(
-    os.environ.get("SUPEROPT_FAULTS") != "all", reason="takes long; SUPEROPT_FAULTS=all runs it"
-)
+PATIENT = os.environ.get("SUPEROPT_FAULTS") == "all"
+by_hand = pytest.mark.skipif(not PATIENT, reason="takes long; SUPEROPT_FAULTS=all runs it")
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +190,9 @@ if __name__ == "__main__":
 def test_a_driver_that_is_stopped_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C keeps what was found; after a kill the search goes on without Ray.
 
-    A killed driver stops no one: that its raylet's agents may outlive it is in docs/cluster.md.
+    A killed driver stops no one: its raylet's agents may look for the head for a minute.
     """
-    agents = how == signal.SIGINT
+    agents = how == signal.SIGINT or PATIENT
     name, value = "SUPEROPT_TEST_MARK", f"{tmp_path.name}.{os.getpid()}"
     script, journal = tmp_path / "driver.py", tmp_path / "journal"
     script.write_text(DRIVER)
@@ -207,7 +206,7 @@ def test_a_driver_that_is_stopped_leaves_no_process(how: signal.Signals, tmp_pat
         time.sleep(0.02)
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
-    deadline = time.monotonic() + 60  # Ray's own processes see that we are gone
+    deadline = time.monotonic() + 120  # Ray's own processes see that we are gone
     while marked(f"{name}={value}", agents) and time.monotonic() < deadline:
         time.sleep(0.1)
     left = marked(f"{name}={value}", agents)

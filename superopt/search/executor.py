@@ -8,6 +8,7 @@ the scheduler's.
 from __future__ import annotations
 
 import gc
+import json
 import resource
 import time
 import traceback
@@ -33,13 +34,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reply:
-    """A batch's results, each with its seconds and the CPU's, or why there are none.
+    """A batch's results as JSON, each with its seconds and the CPU's, or why there are none.
 
     `lost`: what became of the worker. `error`: what a call raised.
     """
 
     number: int
-    results: list[tuple[Any, float, float]] = field(default_factory=list)
+    results: list[tuple[str, float, float]] = field(default_factory=list)
     lost: str = ""
     error: Exception | None = None
 
@@ -82,13 +83,16 @@ class Executor(ABC):
         """End all workers at once, and whatever was started for them."""
 
 
-def run_calls(state: dict[str, Any], batch: Batch) -> list[tuple[Any, float, float]]:
-    """Do a batch's calls. `state` is the worker's own."""
+def run_calls(state: dict[str, Any], batch: Batch) -> list[tuple[str, float, float]]:
+    """Do a batch's calls. `state` is the worker's own.
+
+    What the calls return becomes JSON here: the driver need not encode it for its journal.
+    """
     results = []
     for function, setup, argument in batch.calls:
         module, _, name = function.partition(":")
         start, used = time.monotonic(), time.thread_time()
-        result = getattr(import_module(module), name)(state, setup, argument)
+        result = json.dumps(getattr(import_module(module), name)(state, setup, argument))
         results.append((result, time.monotonic() - start, time.thread_time() - used))
     return results
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -87,6 +90,15 @@ def varied(found: Sequence[Found], top: int) -> list[Found]:
 # -- as plain data --------------------------------------------------------------------------------
 
 
+def packed(data: Any) -> str:
+    """Data that the driver only passes on: a string costs it little, a tree of lists much."""
+    return base64.b64encode(zlib.compress(json.dumps(data).encode(), 1)).decode()
+
+
+def unpacked(text: str) -> Any:
+    return json.loads(zlib.decompress(base64.b64decode(text)))
+
+
 def encode_group(group: Group) -> list[Any]:
     return [list(group.stores), list(group.known)]
 
@@ -107,12 +119,13 @@ def decode_sizes(data: Sequence[Any]) -> Sizes:
 def encode_option(option: Option) -> list[Any]:
     """Its order, then itself as kernels of one graph: they share most nodes."""
     kernels = (Kernel("branch", (option.branch,)), Kernel("divisible", (option.divisible,)))
-    return [*option.order, option.time_us, to_json(KernelGraph("option", (), kernels, ()))]
+    graph = to_json(KernelGraph("option", (), kernels, ()))
+    return [*option.order, option.time_us, packed(graph)]
 
 
 def decode_option(data: Sequence[Any]) -> Option:
     *_, time_us, graph = data
-    branch, divisible = (_only(k) for k in from_json(graph).kernels)
+    branch, divisible = (_only(k) for k in from_json(unpacked(graph)).kernels)
     return Option(time_us, branch, divisible)
 
 
@@ -123,19 +136,20 @@ def _only(kernel: Kernel) -> Branch:
 
 def encode_found(found: Found) -> Json:
     """With what it is ranked by, so that only those kept are read back."""
-    return {
-        "time_us": found.prediction.time_us,
-        "values": values_of(found),
+    rest = {
         "graph": to_json(found.graph),
         "sizes": found.sizes,
         "configs": [to_json(c) for c in found.configs],
         "parts": [asdict(p) for p in found.parts],
     }
+    time_us = found.prediction.time_us
+    return {"time_us": time_us, "values": values_of(found), "rest": packed(rest)}
 
 
 def decode_found(data: Json) -> Found:
-    graph, configs = from_json(data["graph"]), tuple(map(from_json, data["configs"]))
+    rest = unpacked(data["rest"])
+    graph, configs = from_json(rest["graph"]), tuple(map(from_json, rest["configs"]))
     assert isinstance(graph, KernelGraph)
     assert all(isinstance(c, Config) for c in configs)
-    parts = tuple(Prediction(**p) for p in data["parts"])
-    return Found(graph, decode_sizes(data["sizes"]), configs, parts)
+    parts = tuple(Prediction(**p) for p in rest["parts"])
+    return Found(graph, decode_sizes(rest["sizes"]), configs, parts)

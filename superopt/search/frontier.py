@@ -10,6 +10,7 @@ from below, it changes how much is enumerated, never what is kept.
 
 from __future__ import annotations
 
+import json
 import time
 from bisect import insort
 from collections import deque
@@ -87,6 +88,7 @@ class Frontier:
         self._options: dict[tuple[Named, Sizes], list[Any]] = {}  # of groups, so far
         self._parts: dict[Named, int] = {}
         self._unexplored: dict[tuple[Named, Sizes], set[int]] = {}  # parts not done yet
+        self._users: dict[tuple[Named, Sizes], list[Cut]] = {}  # cuts that a group was missing to
         self._partial: set[tuple[Named, Sizes]] = set()  # groups of which a part was set aside
         self._dropped: dict[tuple[Named, Sizes], list[Task]] = {}  # parts not wanted so far
         self.saturation = Saturation("not run", 0, 0, 0, {})
@@ -122,7 +124,7 @@ class Frontier:
             if not self._wanted(task):
                 continue
             if self.journal is not None and task.key in self.journal.done:
-                self._settle(task, self.journal.done[task.key])
+                self._settle(task, json.loads(self.journal.done[task.key]))
                 continue
             return task
         return None
@@ -150,11 +152,11 @@ class Frontier:
         plan: Json = {"plans": cut.plans, "options": options, "top": self.top}
         return plan | {"sizes": sizes, "seconds": left}
 
-    def finish(self, results: Sequence[tuple[Task, Any]]) -> None:
+    def finish(self, results: Sequence[tuple[Task, str]]) -> None:
+        read = [(task, text, json.loads(text)) for task, text in results]
         if self.journal is not None:
-            lasting = [(t.key, result) for t, result in results if self._lasts(t, result)]
-            self.journal.record(lasting)
-        for task, result in results:
+            self.journal.record((t.key, text) for t, text, result in read if self._lasts(t, result))
+        for task, _, result in read:
             self._settle(task, result)
 
     def set_aside(self, task: Task, why: str) -> None:
@@ -214,7 +216,7 @@ class Frontier:
             classes, sizes = task.detail
             if any((g, sizes) in self._partial for g in self._cuts[classes].groups):
                 return False
-        return Seen.from_json(result["seen"]).spent
+        return all(spent for *_, spent in result["seen"]["runs"])
 
     def _settle(self, task: Task, result: Json) -> None:
         seen = self._seen[task.key] = Seen.from_json(result["seen"])
@@ -261,6 +263,7 @@ class Frontier:
             self._push(task, cut.rank)
         if todo:
             cut.missing[sizes].add(group)
+            self._users.setdefault((group, sizes), []).append(cut)
 
     def _explored(self, group: Named, part: int, sizes: Sizes, options: list[Any]) -> None:
         key = group, sizes
@@ -269,12 +272,15 @@ class Frontier:
         self._unexplored[key].discard(part)
         if self._unexplored[key]:
             return
-        for cut in self._cuts.values():
-            missing = cut.missing.get(sizes, set())
-            if group in missing:
-                missing.discard(group)
-                if not missing:
-                    self._push(Task(ASSEMBLE, (cut.classes, sizes)), cut.rank)
+        for cut in self._missing(group, sizes):
+            cut.missing[sizes].discard(group)
+            if not cut.missing[sizes]:
+                self._push(Task(ASSEMBLE, (cut.classes, sizes)), cut.rank)
+
+    def _missing(self, group: Named, sizes: Sizes) -> list[Cut]:
+        """The cuts that wait for a group at a size."""
+        users = self._users.get((group, sizes), ())
+        return [c for c in users if group in c.missing.get(sizes, ())]
 
     def _close(self, cut: Cut, sizes: Sizes, found: list[Json]) -> None:
         """The search of a cut at a size is at an end."""
@@ -353,7 +359,7 @@ class Frontier:
         if task.kind is EXPLORE:
             stores, known, _, sizes = task.detail
             group = stores, known
-            users = [c for c in self._cuts.values() if group in c.missing.get(sizes, ())]
+            users = self._missing(group, sizes)
         else:
             users = [self._cuts[task.detail[0]]]
         if not all(self._hopeless(c, s) for c in users for s in at):

@@ -1,7 +1,8 @@
 """Results of finished tasks, in a file that survives a kill, a cut and a full disk.
 
-A line a result: the CRC-32 of the rest, in hexadecimal, then JSON. A line whose checksum is wrong
-counts as not written. Lines are in the file before anything builds on them, so that a killed
+A line a result: the CRC-32 of the rest, in hexadecimal, then the search, the task and its result as
+JSON, with tabs between, which JSON has none of. A line whose checksum is wrong counts as not
+written. Lines are in the file before anything builds on them, so that a killed
 process loses none; they are synced to the disk once in SYNC_S: a loss of power may cost as much.
 """
 
@@ -15,23 +16,23 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from superopt.errors import JournalError
 from superopt.mugraph.program import Program
 from superopt.mugraph.serialize import to_json
 
 SYNC_S = 1.0
-FORMAT = 3  # to be raised where class numbers or results change their meaning
+FORMAT = 4  # to be raised where class numbers or results change their meaning
 
 
 @dataclass
 class Journal:
-    """`done`: results by task. `key` identifies the search: lines of another are passed over."""
+    """`done`: results by task, as JSON. `key` identifies the search: lines of another are passed
+    over."""
 
     path: Path
     key: str
-    done: dict[str, Any] = field(default_factory=dict)
+    done: dict[str, str] = field(default_factory=dict)
     _synced: float = 0.0  # when it was, in monotonic seconds
 
     @staticmethod
@@ -59,11 +60,11 @@ class Journal:
         if whole < len(data):
             os.truncate(self.path, whole)
         for line in data[:whole].splitlines():
-            row = _checked(line)
-            if row is not None and row["key"] == self.key:
-                self.done[row["task"]] = row["result"]
+            key, task, result = _checked(line)
+            if key == self.key:
+                self.done[task] = result
 
-    def record(self, results: Iterable[tuple[str, Any]]) -> None:
+    def record(self, results: Iterable[tuple[str, str]]) -> None:
         """Append results that are not there yet.
 
         Raises JournalError where that fails; the file is then as it was before.
@@ -82,17 +83,17 @@ class Journal:
         self.done.update(fresh)
 
 
-def _line(key: str, task: str, result: Any) -> bytes:
-    text = json.dumps({"key": key, "task": task, "result": result}).encode()
+def _line(key: str, task: str, result: str) -> bytes:
+    text = f"{key}\t{task}\t{result}".encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _checked(line: bytes) -> Any:
-    """What a line says, or None where it is damaged."""
+def _checked(line: bytes) -> list[str]:
+    """What a line says; of no search where it is damaged."""
     checksum, _, text = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
-        return None
-    return json.loads(text)
+        return ["", "", ""]
+    return text.decode().split("\t")
 
 
 def _append(path: Path, lines: bytes, sync: bool) -> None:

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from superopt.search.executor import Batch, Executor, Reply
 from superopt.search.tasks import Kind, Task
 
-COARSE_S = 0.5  # a batch is expected to take no longer
+COARSE_S = 0.5  # a batch is expected to take no longer, with few workers
+FEW = 100  # workers whose batches of this length one driver can send, with time left
 MOST_KILLS = 3  # a task that has ended so many workers is set aside
 WAIT_S = 0.25  # between looks at the clock
 TASK_LIMIT_S = 1800.0
@@ -42,7 +43,8 @@ class Source(Protocol):
 
     def argument(self, task: Task) -> Any: ...
 
-    def finish(self, results: Sequence[tuple[Task, Any]]) -> None: ...
+    def finish(self, results: Sequence[tuple[Task, str]]) -> None:
+        """Take in what tasks gave, as JSON."""
 
     def set_aside(self, task: Task, why: str) -> None: ...
 
@@ -136,7 +138,7 @@ class Scheduler:
         """Give idle workers what there is; False where all sources are over."""
         self._open = [s for s in self._open if not s.over]
         waiting = sum(s.waiting for s in self._open)
-        enough = max(1.0, COARSE_S / self._usual) * self.executor.idle()
+        enough = max(1.0, self._coarse() / self._usual) * self.executor.idle()
         while self._closed and waiting < enough:
             self._open.append(self._closed.pop(0))
             waiting += self._open[-1].waiting
@@ -163,10 +165,15 @@ class Scheduler:
     def _batch(self, source: Source, share: int) -> list[Task]:
         tasks: list[Task] = []
         expected = 0.0
-        while len(tasks) < share and expected < COARSE_S and (task := source.take()) is not None:
+        coarse = self._coarse()
+        while len(tasks) < share and expected < coarse and (task := source.take()) is not None:
             tasks.append(task)
             expected += self._expected(task.kind)
         return tasks
+
+    def _coarse(self) -> float:
+        """Seconds of a batch: in as many batches a second as it can send, the driver serves all."""
+        return COARSE_S * max(1.0, self.executor.workers() / FEW)
 
     def _expected(self, kind: Kind) -> float:
         return self._mean.get(kind.name, kind.seconds)

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -60,7 +61,7 @@ class Task:
     kind: Kind
     detail: tuple[Any, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         return json.dumps([self.kind.name, self.detail])
 
