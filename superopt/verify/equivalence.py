@@ -181,7 +181,7 @@ class PathValues:
                     yield from self.claim(launch, claim)
                 for written in lifted.stores:
                     tensor = written.access.tensor
-                    yield from self.stored(launch, written, wanted.get(tensor))
+                    yield from self.stored(launch, written, lifted.states, wanted.get(tensor))
                     stored.add(tensor)
         for name in wanted.keys() - stored:
             yield Obligation(f"{name} is stored{self.where}", "unknown")
@@ -196,8 +196,6 @@ class PathValues:
         def run(piece: Piece) -> Lifted:
             made = Lift(piece, self.given, follows, self.tensors, self.filled, functions, self.rows)
             made.region(body, arguments)
-            for w in made.lifted.stores:
-                w.value = resolved(w.value, made.lifted.states)
             return made.lifted
 
         return by_piece(launch.programs, self.given, follows, run)
@@ -217,13 +215,15 @@ class PathValues:
             ok = False
         return Checked((Obligation(text, "proved" if ok else "unknown"), *forms.used()))
 
-    def stored(self, launch: LaunchOf, w: Written, own: Any) -> Sequence[Obligation]:
+    def stored(
+        self, launch: LaunchOf, w: Written, states: Mapping[str, Value], own: Any
+    ) -> Sequence[Obligation]:
         """That what is stored is the spec's `own`; of a temporary, which has none, what it is."""
         tensor = self.tensors[w.access.tensor]
         text = f"{launch.kernel.__name__}: {w.access.name} is the spec's{self.where}"
         inside = both(self.given, w.piece.facts, w.access.facts)
-        key = (text, w.access.offset, inside, w.value, own)
-        check = partial(self.element, text, w, inside, own)
+        key = (text, w.access.offset, inside, w.value, *states.items(), own)
+        check = partial(self.element, text, w, states, inside, own)
         found = self.known.checked.of(key, check)
         if found.filled is not None:
             if tensor.name in self.filled:
@@ -231,8 +231,11 @@ class PathValues:
             self.filled[tensor.name] = found.filled
         return found.obligations
 
-    def element(self, text: str, w: Written, inside: Cond, own: Any) -> Checked:
+    def element(
+        self, text: str, w: Written, states: Mapping[str, Value], inside: Cond, own: Any
+    ) -> Checked:
         forms, tensor = Forms(self.prover), self.tensors[w.access.tensor]
+        whole = resolved(w.value, states, lambda x: forms.tidy(x, inside))
         names = tuple(f"{tensor.name}[{d}]" for d in range(len(tensor.shape)))
         flat = list(map(symbol, names))
         for seen in views(tensor):
@@ -244,7 +247,7 @@ class PathValues:
             change = _elements(at, joined, partial(forms.follows, inside))
             if change is None or not forms.follows(inside, within):
                 continue
-            value = w.value.changed(change)
+            value = whole.changed(change)
             places = [mapped(i, change.get) for i in at]
             facts = both(
                 mapped(mapped(inside, change.get), change.get),
@@ -266,15 +269,18 @@ class PathValues:
         return Filled(names, value)
 
 
-def resolved(v: Value, states: Mapping[str, Value]) -> Value:
-    """The value with accumulators' final values in place of their names."""
+def resolved(v: Value, states: Mapping[str, Value], tidy: Callable[[Real], Real]) -> Value:
+    """The value with accumulators' final values in place of their names.
+
+    What several loops have added up is made `tidy` first: one sum, before it is squared.
+    """
 
     def state(f: Factor) -> Real | None:
         if f.kind != "state" or f.args[0] not in states:
             return None
         change = {Atom("lane", (d,)): to for d, to in enumerate(f.args[1])}
-        final = states[f.args[0]].changed(change)
-        return changed(final.finite, {}, state)
+        made = changed(states[f.args[0]].changed(change).finite, {}, state)
+        return tidy(made) if len(made.terms) > 1 else made
 
     return v.changed({}, state)
 

@@ -693,7 +693,7 @@ class Solved:
     def result(self, n: int) -> Value:
         until = lt(self.loop.start + self.loop.step * symbol(f"n!{self.name}"), self.loop.end)
         final = self.closed(n, until, f"n!{self.name}", self.final)
-        if n not in self.statistics:
+        if n not in self.statistics and (self.kinds[n] != "sum" or self.start[n] is None):
             return Value(final)
         held = self.held("end", n)
         (f,) = held.factors
