@@ -107,6 +107,11 @@ class Settings:
         if self.rehearse and self.measure is None:
             raise UsageError("only measuring is rehearsed: give the seconds for it by --measure")
 
+    @property
+    def times_kernels(self) -> bool:
+        """Whether a GPU is needed."""
+        return self.measure is not None and not self.rehearse
+
     def executor(self) -> Executor:
         """What runs the tasks, not started yet."""
         if self.ray is not None:
@@ -336,7 +341,7 @@ class Helpers:
     @staticmethod
     @contextmanager
     def started(settings: Settings) -> Iterator[Helpers]:
-        if settings.measure is not None and not settings.rehearse:
+        if settings.times_kernels:
             refuse_unfit()
         measuring = Measuring(settings.measure or 0.0, settings.rehearse)
         with Worker() as worker, Compiler() as compiler, Proving() as proving, measuring:

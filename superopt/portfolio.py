@@ -60,12 +60,15 @@ def search_all(
     """Search all specs and write a folder each. Ctrl-C keeps those that are finished.
 
     Journals stay until all specs are done with: what is resumed repeats no search.
-    Raises UsageError where two specs have one name.
+    Raises UsageError where two specs have one name, or kernels are to be timed and no GPU is there.
     """
     names = [s.name for s in specs]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two specs are called {name!r}; their results would share a folder")
+    if settings.times_kernels:
+        executor.start()
+        executor.require_gpu()
     searches = [_Pursuit(s, settings, out / s.name) for s in specs]
     try:
         Scheduler(executor, settings.task_limit, progress).run(searches)
@@ -100,11 +103,15 @@ class _Pursuit:
             return int(self._next is not None)
         return self._frontier.waiting
 
+    @property
+    def gpu(self) -> bool:
+        return self._next is not None and self._next.gpu
+
     def take(self) -> Task | None:
         if self._frontier is not None and not self._outcome:
             task = self._frontier.take()
             self._conclude()
-            if task is not None:
+            if task is not None or self.gpu:
                 return task
         task, self._next = self._next, None
         return None if task is None or self._settled_before(task) else task
@@ -175,7 +182,7 @@ class _Pursuit:
         self._outcome = encode_outcome(outcome)
         same = replace(self.settings, **UNSEEN)
         digest = hashlib.sha256(describe(self.spec, same).encode()).hexdigest()[:16]
-        self._next = Task(SETTLE, (self.spec.name, digest))
+        self._next = Task(SETTLE, (self.spec.name, digest), gpu=self.settings.times_kernels)
         self._search = None
 
     def _settled_before(self, task: Task) -> bool:

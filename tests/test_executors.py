@@ -16,7 +16,7 @@ from programs import traced
 
 import superopt
 from superopt.cost_model.profile import load_profile
-from superopt.errors import TaskFailed
+from superopt.errors import TaskFailed, UsageError
 from superopt.search import frontier, scheduler
 from superopt.search.driver import Options, Outcome, search_program
 from superopt.search.executor import Batch, InProcess, Reply
@@ -132,6 +132,8 @@ def test_closing_a_pool_leaves_no_process() -> None:
 class Numbers:
     """A source of so many tasks."""
 
+    gpu = False
+
     def __init__(self, count: int, name: str = "") -> None:
         self.left = list(range(count))
         self.done: list[int] = []
@@ -147,7 +149,7 @@ class Numbers:
         return len(self.done) == self.count
 
     def take(self) -> Task | None:
-        return Task(EXPLORE, (self.left.pop(0),)) if self.left else None
+        return Task(EXPLORE, (self.left.pop(0),), self.gpu) if self.left else None
 
     def setup(self, task: Task) -> str:
         return ""
@@ -221,6 +223,40 @@ def test_sources_that_are_open_have_equal_shares() -> None:
     Scheduler(Recorder(2)).run([Noted(20, name) for name in names])
     counts = [order[:30].count(name) for name in names]
     assert max(counts) - min(counts) <= 3, order
+
+
+class OneGpu(Recorder):
+    """`most`: how many batches wanted it at once. It is gone after so many batches."""
+
+    most = 0
+    gone_after = 1000
+
+    def submit(self, batch: Batch) -> None:
+        super().submit(batch)
+        self.most = max(self.most, sum(b.gpu for b in self.running))
+
+    def require_gpu(self) -> None:
+        if len(self.batches) >= self.gone_after:
+            raise UsageError("it is gone")
+
+
+class OnGpu(Numbers):
+    gpu = True
+
+
+def test_tasks_that_want_a_gpu_run_one_at_a_time_beside_others() -> None:
+    timed, plain, executor = OnGpu(5), Numbers(200), OneGpu(3)
+    Scheduler(executor).run([timed, plain])
+    assert sorted(timed.done) == list(range(5))
+    assert sorted(plain.done) == list(range(200))
+    assert executor.most == 1
+
+
+def test_a_gpu_that_goes_is_not_waited_for() -> None:
+    executor = OneGpu(1)
+    executor.gone_after = 2
+    with pytest.raises(UsageError, match="gone"):
+        Scheduler(executor).run([OnGpu(5)])
 
 
 # -- the frontier: what is dropped ----------------------------------------------------------------

@@ -19,10 +19,14 @@ from test_executors import assert_set_aside, misbehaving, one_by_one
 from test_journal import cut, environment, kill_after_progress
 from typer.testing import CliRunner
 
-from superopt import cli
+from superopt import cli, portfolio
 from superopt.errors import RayUnavailable
+from superopt.pipeline import Settings
+from superopt.report import check_writable
 from superopt.search.ray_cluster import RayExecutor
 from superopt.search.scheduler import Status
+from superopt.search.tasks import Kind
+from superopt.spec import load_specs
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PATIENT = os.environ.get("SUPEROPT_FAULTS") == "all"
@@ -123,6 +127,61 @@ def test_a_cluster_that_is_too_small_says_so(cluster: Any) -> None:
     executor = RayExecutor(cluster.address, memory=1 << 50)
     with pytest.raises(RayUnavailable, match="has a CPU and .* MiB of memory for a worker.*--jobs"):
         executor.start()
+
+
+# -- GPUs, which are declared and not there -------------------------------------------------------
+
+DOUBLES = """
+import superopt
+from superopt import Tensor
+
+
+@superopt.spec(x=Tensor(64, 32))
+def double(x):
+    return x * 2
+
+
+@superopt.spec(x=Tensor(64, 32))
+def treble(x):
+    return x * 3
+"""
+
+
+@pytest.mark.parametrize("measure", [1.0, pytest.param(None, marks=by_hand)])
+def test_kernels_are_timed_in_actors_that_have_a_gpu(
+    cluster: Any, measure: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One after another, as there is one; all else has none."""
+    monkeypatch.setattr(portfolio, "TRACE", Kind("trace", "faults:traced", 2.0))
+    monkeypatch.setattr(portfolio, "SETTLE", Kind("settle", "faults:settled", 6.0))
+    (tmp_path / "a.py").write_text(DOUBLES)
+    specs = load_specs(tmp_path / "a.py")
+    for spec in specs:
+        check_writable(tmp_path, spec.name)
+    node = cluster.add_node(num_cpus=0, num_gpus=1)
+    try:
+        with RayExecutor(cluster.address) as ray:
+            done = portfolio.search_all(specs, Settings(measure=measure), tmp_path, ray)
+    finally:
+        cluster.remove_node(node)
+    assert [f.error for f in done] == [None, None]
+    reports = [f.report for f in done if f.report is not None]
+    assert len(reports) == 2
+    if measure is None:
+        assert all(r["gpus"] == [] for r in reports)
+        return
+    assert all(r["gpus"] == [0] and r["visible"] == "0" for r in reports)
+    first, second = sorted(r["span"] for r in reports)
+    assert first[1] <= second[0]
+
+
+def test_timing_without_a_gpu_is_refused_at_the_start(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(DOUBLES)
+    options = ("--ray", cluster.address, "--measure", 1, "--out", tmp_path / "r")
+    done = call("search", tmp_path / "a.py", *options)
+    assert done.exit_code == 2, done.output
+    assert "has a GPU, and several specs are timed in workers: leave --measure out" in done.stderr
+    assert not list(tmp_path.glob("r/*/*"))
 
 
 # -- the command ----------------------------------------------------------------------------------

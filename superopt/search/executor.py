@@ -26,10 +26,14 @@ OUT_OF_MEMORY: tuple[str, Any] = ("out of memory", None)  # an answer
 
 @dataclass(frozen=True)
 class Batch:
-    """Calls for one worker, in order. A call: `module:function`, its setup and its argument."""
+    """Calls for one worker, in order. A call: `module:function`, its setup and its argument.
+
+    `gpu`: they want one that nobody else uses.
+    """
 
     number: int
     calls: tuple[tuple[str, str, Any], ...]
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,17 @@ class Executor(ABC):
     def idle(self) -> int:
         """How many batches would start now."""
 
+    def gpus(self) -> int:
+        """How many batches that want a GPU may run at once; by default one, on an idle worker."""
+        return min(1, self.idle())
+
+    def require_gpu(self) -> None:
+        """Raises UsageError where batches that want a GPU would wait for one for ever."""
+        return
+
     @abstractmethod
     def submit(self, batch: Batch) -> None:
-        """Start a batch on an idle worker."""
+        """Start a batch on an idle worker, or on a GPU."""
 
     @abstractmethod
     def wait(self, seconds: float) -> list[Reply]:
@@ -131,10 +143,11 @@ class InProcess(Executor):
 # -- in worker processes --------------------------------------------------------------------------
 
 
-def prepare_worker(memory: int) -> None:
-    """A process that does nothing but tasks, and may allocate so many bytes."""
+def prepare_worker(memory: int | None) -> None:
+    """A process that does nothing but tasks, and may allocate so many bytes, if that is bounded."""
     gc.set_threshold(100_000, 10, 10)  # a search makes many objects and few cycles
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 def guarded(state: dict[str, Any], batch: Batch) -> tuple[str, Any]:

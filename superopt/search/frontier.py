@@ -61,6 +61,8 @@ class Frontier:
     `set_asides`: tasks that could not be done, and why.
     """
 
+    gpu = False
+
     def __init__(
         self,
         setup: str,

@@ -1,9 +1,11 @@
 """An executor on a Ray cluster: one started here, or one that is there.
 
 A worker is an actor with a CPU and a bound on its memory, both asked for from Ray; it asks for no
-GPU, so that a cluster without one serves. The package travels in Ray's runtime environment: nodes
-need the pinned packages only. Whatever kills a worker (a signal, its node's end, its memory) loses
-its batch, no more; another takes its place where there is room, and nodes that join are used.
+GPU, so that a cluster without one serves. A batch that wants a GPU has an actor of its own, which
+asks for that alone: workers that fill the CPUs do not keep it waiting. The package travels in Ray's
+runtime environment: nodes need the pinned packages only. Whatever kills a worker (a signal, its
+node's end, its memory) loses its batch, no more; another takes its place where there is room, and
+nodes that join are used.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from superopt.errors import RayUnavailable
+from superopt.errors import RayUnavailable, UsageError
 from superopt.process import ONE_THREAD
 from superopt.search.executor import (
     OUT_OF_MEMORY,
@@ -37,7 +39,7 @@ LOOK_S = 2.0  # between looks at which nodes there are
 class _Worker:
     """The actor. Its class is imported where it runs."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int | None) -> None:
         prepare_worker(memory)
         self.state: dict[str, Any] = {}
 
@@ -70,6 +72,7 @@ class RayExecutor(Executor):
         self._starting: dict[Any, Any] = {}  # the call that says that it is up -> actor
         self._busy: dict[Any, tuple[Any, int]] = {}  # a batch's call -> actor, number
         self._idle: list[Any] = []
+        self._gpus = 0  # of all nodes, when last looked
         self._looked = 0.0
         self._alone_since = 0.0  # without a worker
 
@@ -85,8 +88,21 @@ class RayExecutor(Executor):
     def idle(self) -> int:
         return len(self._idle)
 
+    def gpus(self) -> int:
+        return self._gpus
+
+    def require_gpu(self) -> None:
+        if not self._gpus:
+            raise UsageError(
+                f"no node of the Ray cluster at {self.address!r} has a GPU, and several specs are "
+                "timed in workers: leave --measure out, or add a node with a GPU"
+            )
+
     def submit(self, batch: Batch) -> None:
-        actor = self._idle.pop()
+        if batch.gpu:  # what CUDA maps and never uses would count as its memory
+            actor = self._ray.remote(num_cpus=0, num_gpus=1)(_Worker).remote(None)
+        else:
+            actor = self._idle.pop()
         self._busy[actor.run.remote(batch)] = actor, batch.number
 
     def wait(self, seconds: float) -> list[Reply]:
@@ -154,15 +170,16 @@ class RayExecutor(Executor):
                 f"no Ray cluster at {self.address!r}: {error}; give local, auto or HOST:PORT"
             ) from error
 
-    def _room(self) -> int:
+    def _room(self, nodes: list[dict[str, float]]) -> int:
         """Workers that the nodes have CPUs and memory for."""
-        nodes = [n["Resources"] for n in self._ray.nodes() if n["Alive"]]
         return sum(int(min(n.get("CPU", 0), n.get("memory", 0) // self.memory)) for n in nodes)
 
     def _grow(self) -> None:
         """Ask for as many workers as there is room for; unasked ones of a lost node go."""
         self._looked = time.monotonic()
-        wanted = self._room() if self.count is None else self.count
+        nodes = [n["Resources"] for n in self._ray.nodes() if n["Alive"]]
+        self._gpus = sum(int(n.get("GPU", 0)) for n in nodes)
+        wanted = self._room(nodes) if self.count is None else self.count
         if wanted == 0 and not self.workers():
             self.close()
             raise RayUnavailable(
@@ -193,12 +210,15 @@ class RayExecutor(Executor):
             return Reply(number, lost=self._bury(actor, "was killed, or its node"))
         if answer == OUT_OF_MEMORY:  # what it holds is of no more use
             return Reply(number, lost=self._bury(actor, f"ran out of its {self.memory >> 20} MiB"))
-        self._idle.append(actor)
+        if actor in self.pids:
+            self._idle.append(actor)
+        else:
+            self._ray.kill(actor)  # it had a GPU for this batch
         return to_reply(number, answer)
 
     def _bury(self, actor: Any, why: str) -> str:
         self._ray.kill(actor)
-        del self.pids[actor]
+        self.pids.pop(actor, None)
         if not self.workers():
             self._alone_since = time.monotonic()
         return why

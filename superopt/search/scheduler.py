@@ -33,6 +33,10 @@ class Source(Protocol):
         """How many tasks could be taken now."""
 
     @property
+    def gpu(self) -> bool:
+        """Whether the next task wants a GPU; such tasks are taken one by one."""
+
+    @property
     def over(self) -> bool:
         """Whether it wants no more: all done, or stopped."""
 
@@ -137,26 +141,40 @@ class Scheduler:
     def _fill(self) -> bool:
         """Give idle workers what there is; False where all sources are over."""
         self._open = [s for s in self._open if not s.over]
-        waiting = sum(s.waiting for s in self._open)
+        self._fill_gpus()
+        waiting = sum(s.waiting for s in self._open if not s.gpu)
         enough = max(1.0, self._coarse() / self._usual) * self.executor.idle()
         while self._closed and waiting < enough:
             self._open.append(self._closed.pop(0))
             waiting += self._open[-1].waiting
         share = max(1, waiting // max(1, self.executor.workers()))
         while self.executor.idle() and (chosen := self._next(share)) is not None:
-            source, tasks = chosen
-            calls = tuple((t.kind.function, source.setup(t), source.argument(t)) for t in tasks)
-            self._batches += 1
-            self._running[self._batches] = _Running(source, tasks, time.monotonic())
-            self.executor.submit(Batch(self._batches, calls))
+            self._send(*chosen)
         return bool(self._open) or bool(self._closed)
 
-    def _next(self, share: int) -> tuple[Source, list[Task]] | None:
-        while self._again:
-            source, task = self._again.pop(0)
+    def _fill_gpus(self) -> None:
+        """Give GPUs the tasks that want one, each alone."""
+        running = sum(r.tasks[0].gpu for r in self._running.values())
+        waits = any(s.gpu for s in self._open) or any(t.gpu for _, t in self._again)
+        if running or waits:
+            self.executor.require_gpu()
+        while running < self.executor.gpus() and (chosen := self._next(1, gpu=True)) is not None:
+            self._send(*chosen)
+            running += 1
+
+    def _send(self, source: Source, tasks: list[Task]) -> None:
+        calls = tuple((t.kind.function, source.setup(t), source.argument(t)) for t in tasks)
+        self._batches += 1
+        self._running[self._batches] = _Running(source, tasks, time.monotonic())
+        self.executor.submit(Batch(self._batches, calls, tasks[0].gpu))
+
+    def _next(self, share: int, gpu: bool = False) -> tuple[Source, list[Task]] | None:
+        for again in [a for a in self._again if a[1].gpu == gpu]:
+            self._again.remove(again)
+            source, task = again
             if not source.over:
                 return source, [task]
-        ready = [s for s in self._open if s.waiting]
+        ready = [s for s in self._open if s.waiting and s.gpu == gpu]
         for source in sorted(ready, key=lambda s: self._spent.get(id(s), 0.0)):
             if not source.over and (tasks := self._batch(source, share)):
                 return source, tasks
@@ -166,7 +184,10 @@ class Scheduler:
         tasks: list[Task] = []
         expected = 0.0
         coarse = self._coarse()
-        while len(tasks) < share and expected < coarse and (task := source.take()) is not None:
+        gpu = source.gpu
+        while len(tasks) < share and expected < coarse and source.gpu == gpu:
+            if (task := source.take()) is None:
+                break
             tasks.append(task)
             expected += self._expected(task.kind)
         return tasks

@@ -56,10 +56,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work. `detail` is its identity, as plain data."""
+    """One piece of work. `detail` is its identity, as plain data; `gpu`: it wants one, alone."""
 
     kind: Kind
     detail: tuple[Any, ...]
+    gpu: bool = False
 
     @cached_property
     def key(self) -> str:
