@@ -80,7 +80,7 @@ def test_a_task_that_never_returns_is_set_aside(monkeypatch: pytest.MonkeyPatch)
     misbehaving(monkeypatch, "hang")
     monkeypatch.setattr(scheduler, "MOST_KILLS", 2)
     with ProcessPool(2) as pool:
-        assert_set_aside(searches.run(pool, task_limit=6.0), "did not end in 6 s", kills=2)
+        assert_set_aside(searches.run(pool, task_limit=10.0), "did not end in 10 s", kills=2)
 
 
 def test_a_worker_out_of_memory_counts_as_killed(monkeypatch: pytest.MonkeyPatch) -> None:
