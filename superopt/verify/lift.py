@@ -693,7 +693,8 @@ class Solved:
     def result(self, n: int) -> Value:
         until = lt(self.loop.start + self.loop.step * symbol(f"n!{self.name}"), self.loop.end)
         final = self.closed(n, until, f"n!{self.name}", self.final)
-        if n not in self.statistics and (self.kinds[n] != "sum" or self.start[n] is None):
+        goes_on = self.start[n] is not None and not self.statistics  # from a sum of another loop
+        if n not in self.statistics and (self.kinds[n] != "sum" or not goes_on):
             return Value(final)
         held = self.held("end", n)
         (f,) = held.factors
