@@ -37,7 +37,7 @@ from superopt.search.found import (
 from superopt.search.normalise import normalise
 from superopt.search.observe import merge_equal
 from superopt.search.online import LoopAccuracy
-from superopt.search.partition import Candidate, candidates, temporary
+from superopt.search.partition import Candidate, candidates
 from superopt.search.rules import Saturation, saturate
 from superopt.search.space import Space, Tally, Target
 
@@ -175,8 +175,7 @@ def least_us(space: Space, sizes: Sizes, found: Sequence[Candidate]) -> tuple[fl
     least += ideal_bytes(space.program, dict(sizes)) / p.dram_bytes_per_s
     added = []
     for c in found:
-        tensor = temporary(space.graph, c.number, None, ()).tensor
-        elements = prod(ix.value(e, dict(sizes)) for e in tensor.shape)
+        elements = prod(ix.value(a.extent, dict(sizes)) for a in space.graph[c.number].free)
         added.append(4 * elements / p.dram_bytes_per_s * 1e6)
     return least * 1e6, added
 
