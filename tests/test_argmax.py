@@ -46,7 +46,7 @@ SPECS: dict[str, Spec] = {
     "looped": spec(x=Tensor(1024, 50257), dtype=HALF)(table.argmax),
     "merged": spec(x=Tensor(2, 262144), dtype=HALF)(table.argmax),
     "smallest": spec(x=Tensor(2, 262144), dtype=HALF)(argmin),
-    "top1": spec(x=Tensor(64, 1000), dtype=HALF)(table.top1),
+    "top1": spec(x=Tensor(16, 50257), dtype=HALF)(table.top1),
     "of logits": spec(x=Tensor(16, 50257), dtype=HALF)(table.top1_of_logits),
     "nearest": spec(dtype=SINGLE, **CODES)(table.nearest),
     "nearest by root": spec(dtype=SINGLE, **CODES)(table.nearest_cdist),
@@ -106,8 +106,9 @@ EDITS = {
         "not the largest part": ("t0_max = max_along(t0, 1)", "t0_max = tl.min(t0, axis=1)"),
     },
     "top1": {
-        "not where it is reached": ("(scaled[:, None] == product)", "(scaled[:, None] >= product)"),
-        "of another probability": ("(scaled[:, None] == product)", "(scaled[:, None] == exp)"),
+        "not where it is reached": (REACHED, "(x <= x_max_new[:, None])"),
+        "the old index is always kept": (KEPT, "(x_max_new == x_max_new)"),
+        "of another probability": ("tl.exp(x_max - x_max)", "tl.exp(x_max - x_max - 0.1)"),
     },
     "of logits": {
         "not where it is reached": (REACHED, "(x <= x_max_new[:, None])"),

@@ -162,3 +162,34 @@ def test_names_come_from_extents() -> None:
     normal = normalise(traced(lambda x, w: torch.softmax(x, -1) @ w, x=(7, 40), w=(40, 40)))
     assert {a.name for s in normal.stores for a in s.axes} == {"n7", "n40"}
     assert {a.name for r in reductions(normal) for a in r.attr.axes} == {"r40"}
+
+
+def extremes(fn) -> list[Expr]:
+    (value,) = [s.value for s in normalise(traced(fn, x=(5, 33))).stores]
+    return [n for n in find(value, "reduce") if n.attr.monoid == "max"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "count"),
+    [
+        (lambda x: torch.softmax(x, -1).amax(-1), 1),
+        (lambda x: torch.log_softmax(x, -1).amax(-1), 1),
+        (lambda x: (3 * torch.softmax(x, -1) + x.sum(-1, keepdim=True)).amax(-1), 1),
+        (lambda x: (-torch.softmax(x, -1)).amax(-1), 2),  # grows as x falls
+        (lambda x: (torch.softmax(x, -1) * x.sum(-1, keepdim=True)).amax(-1), 2),  # of either sign
+        (lambda x: (torch.softmax(x, -1) + x).amax(-1), 2),  # x at two places
+        (lambda x: torch.exp(x).amax(-1), 1),  # it has no other
+    ],
+)
+def test_an_extreme_of_what_grows_is_computed_from_the_one_that_is_there(fn, count: int) -> None:
+    assert len(extremes(fn)) == count
+    program = traced(fn, x=(5, 33))
+    x = np.random.default_rng(0).normal(size=(5, 33))
+    want, got = (run_program(p, {"x": x}, {}) for p in (program, normalise(program)))
+    np.testing.assert_allclose(got["out"], want["out"])
+
+
+def test_where_a_probability_is_largest_is_compared_before_it_is_one() -> None:
+    program = normalise(traced(lambda x: torch.softmax(x, -1).argmax(-1), x=(5, 33)))
+    (same,) = [n for n in values(program) if n.op == "eq"]
+    assert {a.op for a in same.args} == {"load", "reduce"}

@@ -2,7 +2,8 @@
 
 Columns: arity; result type; meaning on numpy float64 arrays; meaning over a finite field where
 it has an exact one; cost in machine operations an element, and evaluations by the special-function
-unit; spelling in Triton; whether it maps zeros to zero (masked lanes then stay neutral in a sum).
+unit; spelling in Triton; whether it maps zeros to zero (masked lanes then stay neutral in a sum);
+whether larger operands give larger results, rounded ones too (tanh(50) is 1, as tanh(60) is).
 Over the field `None` means that no exact meaning exists: a program that uses it cannot claim a
 field check.
 """
@@ -57,6 +58,7 @@ class Op:
     special: int = 0  # evaluations by the special-function unit
     keeps_zero: bool = False  # f(0, ...) = 0 when every varying operand is 0
     commutative: bool = False
+    increasing: bool = False
 
 
 def _rows() -> list[Op]:
@@ -79,8 +81,8 @@ def _rows() -> list[Op]:
         Op("maximum", 2, same, n.maximum, "maximum({0}, {1})", cost=1, commutative=True),
         Op("minimum", 2, same, n.minimum, "minimum({0}, {1})", cost=1, commutative=True),
         # transcendental
-        Op("exp", 1, f1, n.exp, "tl.exp({0})", cost=2, special=1),
-        Op("exp2", 1, f1, n.exp2, "tl.exp2({0})", cost=1, special=1),
+        Op("exp", 1, f1, n.exp, "tl.exp({0})", cost=2, special=1, increasing=True),
+        Op("exp2", 1, f1, n.exp2, "tl.exp2({0})", cost=1, special=1, increasing=True),
         Op("expm1", 1, f1, n.expm1, "expm1({0})", cost=10, special=2, keeps_zero=True),
         Op("log", 1, f1, n.log, "tl.log({0})", cost=2, special=1),
         Op("log2", 1, f1, n.log2, "tl.log2({0})", cost=1, special=1),

@@ -44,6 +44,7 @@ from superopt.mugraph.expr import (
 )
 from superopt.mugraph.ops import MONOIDS, OPS
 from superopt.mugraph.program import Program, Store
+from superopt.search.increasing import share_extremes
 
 MOST_PARTS = 4
 OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "eq"}
@@ -53,7 +54,7 @@ def normalise(program: Program) -> Program:
     named = _stored_by_extent([replace(s, value=conditions(s.value)) for s in program.stores])
     pieces = [part for s in _named_apart(named) for part in _unroll(_split_axes(s))]
     settled = [replace(s, value=_settle_reductions(s.value)) for s in pieces]
-    shared = _sharing(_named_apart(settled))
+    shared = share_extremes(_sharing(_named_apart(settled)))
     return replace(
         program, stores=tuple(replace(s, value=rewrite(s.value, _ordered)) for s in shared)
     )

@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import is_float
 from superopt.mugraph.expr import (
     MARKERS,
     Axis,
     Expr,
     body_of,
+    cast,
     const,
+    index,
     make,
     online,
     op,
@@ -34,6 +37,7 @@ from superopt.mugraph.expr import (
     reduce,
     rewrite,
     running,
+    substitute,
     toposort,
 )
 from superopt.mugraph.ops import MONOIDS, OPS, identity
@@ -63,13 +67,21 @@ class Guard:
 
     `new`: in what a tile adds, a statistic that still is what it was before the loop is replaced by
     a plain number. `old`: the accumulator is left as it is where the statistic was still that.
+    `lost`: where this statistic has become NaN, the accumulator is what it then is whatever the
+    data.
     """
 
     new: bool
     old: bool
+    lost: Expr | None = None
 
 
-GUARDS = (Guard(False, False), Guard(True, False), Guard(True, True), Guard(False, True))
+def guards(r: Expr, law: Law) -> Iterator[Guard]:
+    """The guards of a reduction's accumulator, simplest first."""
+    lost = () if is_float(r.dtype) else law.statistics  # a float becomes NaN by itself
+    for s in (None, *lost):
+        for new, old in ((False, False), (True, False), (True, True), (False, True)):
+            yield Guard(new, old, s)
 
 
 @dataclass(frozen=True)
@@ -250,6 +262,25 @@ class _Builder:
         return _neutral_value(source, _outermost(source, self.k))
 
     def update(self, law: Law) -> Expr:
+        """The law's update, with what a guard puts where a statistic is not a number."""
+        update, s = self.guarded_update(law), self.guards[law.reduction].lost
+        if s is None or (value := self.lost(law.reduction, s)) is None:
+            return update
+        return op("where", op("isnan", after(s)), value, update)
+
+    def lost(self, r: Expr, s: Expr) -> Expr | None:
+        """What a reduction is where a statistic is NaN: that of a part of its body without data."""
+        if not is_float(s.dtype):
+            return None
+        view = Sample(self.k).part(None, {s: np.asarray(np.nan)})
+        body = np.asarray(view.value(r.args[0]))
+        for e in sorted(toposort(r.args[0])):
+            if e.dtype == r.dtype and _of_indices(e) and np.all(view.value(e) == body):
+                whole = reduce(r.attr.monoid, r.attr.axes, e)
+                return None if _from_first(whole) is None else running(whole)
+        return None
+
+    def guarded_update(self, law: Law) -> Expr:
         """The law's update; the accumulator itself where a statistic had no value yet."""
         conditions = [c for s in law.statistics for c in self.unset(s)]
         if not self.guards[law.reduction].old or not conditions:
@@ -303,6 +334,28 @@ class _Builder:
 
     def _whole(self, r: Expr) -> Expr:
         return self.node(r) if r in self.laws else r
+
+
+def _of_indices(e: Expr) -> bool:
+    """Whether a value is a number, or an index as one."""
+    return e.op == "const" or (e.op == "cast" and e.args[0].dtype == "index")
+
+
+def _from_first(r: Expr) -> Expr | None:
+    """A minimum of indices: what it is from the first one on. None for other reductions."""
+    body, first = r.args[0], {a: index(0) for a in r.attr.axes}
+    if r.attr.monoid not in ("max", "min") or not _of_indices(body):
+        return None
+    if body.op == "const":
+        return body
+    least = substitute(body.args[0], first)
+    grows = ix.at_least_zero(op("sub", body.args[0], least))
+    return cast(least, body.dtype) if grows and r.attr.monoid == "min" else None
+
+
+def _settled_minima(root: Expr) -> Expr:
+    """With the minima of indices so far as what they are from the first index on."""
+    return rewrite(root, lambda e: _from_first(e.args[0]) if e.op == "running" else None)
 
 
 def _outermost(s: Expr, k: Axis) -> list[Expr]:
@@ -428,7 +481,8 @@ def _form(
             ran[moved, counted] = new, runs
         new, runs = ran[moved, counted]
         if runs and all(agrees(got, w, strict) for got, w in zip(runs, wanted, strict=True)):
-            return Form(new, tuple(builder.laws.values()), splits)
+            final = tuple(replace(s, value=_settled_minima(s.value)) for s in new)
+            return Form(final, tuple(builder.laws.values()), splits)
     return None
 
 
@@ -456,7 +510,7 @@ def _settle(builder: _Builder, r: Expr, full: Sample, parts: Sequence[tuple[Tile
     want, size = np.asarray(full.value(r), np.float64), _sum_of_sizes(r, full)
     ends = [np.isfinite(full.value(s)) for s in builder.laws[r].statistics]
     for asked in (want, np.where(np.all(np.broadcast_arrays(*ends), axis=0), want, np.nan)):
-        for guard in GUARDS:
+        for guard in guards(r, builder.laws[r]):
             builder.guards[r] = guard
             builder.made.pop(r, None)
             node = builder.node(r)
