@@ -64,14 +64,17 @@ RESTS_ON = {
 }
 REACHED = "(x == x_max_new[:, None])"
 KEPT = "(x_max != x_max) | (x_max_new == x_max)"
-START = "tl.full((BLOCK_N,), 9223372036854775807, tl.int64)"
+START = "tl.full((BLOCK_N,), 2147483647, tl.int32)"
+INDEX = "k[None, :], 50257"
 EDITS = {
     "whole": {
         "not where it is reached": ("(x == x_max[:, None])", "(x <= x_max[:, None])"),
-        "masked lanes count": ("tl.full((), 9223372036854775807, tl.int64)", "7"),
+        "masked lanes count": (", 2147483647", ", 7"),
         "the last index": ("tl.min(\n", "tl.max(\n"),
-        "an index too far": ("k.to(tl.int64)", "(k + 1).to(tl.int64)"),
-        "a sum that overflows": ("tl.int64)), axis=1\n    )", "tl.int64)) + 1, axis=1\n    ) - 1"),
+        "an index too far": ("k[None, :], 1000", "(k + 1)[None, :], 1000"),
+        "a sum that overflows": (
+            "),\n        axis=1,\n    )", ") + 1,\n        axis=1,\n    ) - 1",
+        ),
         "a maximum of masked lanes too": ('tl.where(in_k[None, :], x, float("-inf"))', "x"),
     },
     "looped": {
@@ -79,14 +82,14 @@ EDITS = {
         "reached by what is more too": (REACHED, "(x >= x_max[:, None])"),
         "not where it is reached": (REACHED, "(x <= x_max_new[:, None])"),
         "ties go to the last": ("chosen_min = tl.minimum(\n", "chosen_min = tl.maximum(\n"),
-        "ties in a tile go to the last": ("tl.min(\n", "tl.max(\n"),
+        "ties in a tile go to the last": ("tl.min(tl.where(in_k", "tl.max(tl.where(in_k"),
         "the old index is always kept": (KEPT, "(x_max_new == x_max_new)"),
         "the old index is kept where it is no more": (KEPT, "(x_max_new >= x_max)"),
         "the old index is kept where it is beaten": (KEPT, "(x_max_new > x_max)"),
-        "the index is the tile's own": ("k.to(tl.int64)", "tl.arange(0, BLOCK_K).to(tl.int64)"),
-        "an index too far": ("k.to(tl.int64)", "(k + 1).to(tl.int64)"),
-        "the index starts at 0": (START, "tl.zeros((BLOCK_N,), tl.int64)"),
-        "the index starts at the last": (START, START.replace("9223372036854775807", "50256")),
+        "the index is the tile's own": (INDEX, "tl.arange(0, BLOCK_K)[None, :], 50257"),
+        "an index too far": (INDEX, "(k + 1)[None, :], 50257"),
+        "the index starts at 0": (START, "tl.zeros((BLOCK_N,), tl.int32)"),
+        "the index starts at the last": (START, START.replace("2147483647", "50256")),
         "the maximum starts at 0": (
             'tl.full((BLOCK_N,), float("-inf"), tl.float32)', "tl.zeros((BLOCK_N,), tl.float32)",
         ),
@@ -97,8 +100,8 @@ EDITS = {
     "merged": {
         "of all parts": ("(t0 == t0_max[:, None])", "(t0 <= t0_max[:, None])"),
         "the last part's": ("chosen_min = tl.min(tl.where((t0", "chosen_min = tl.max(tl.where((t0"),
-        "the part's number": (", t1, 262144", ", k.to(tl.int64)[None, :], 262144"),
-        "without where the part begins": ("(m * 4096 + l).to", "l.to"),
+        "the part's number": (", t1, 262144", ", k[None, :], 262144"),
+        "without where the part begins": ("(m * 4096 + l)[None", "l[None"),
         "parts that overlap": ("(m * 4096 + l)", "(m * 4095 + l)"),
         "indices in another order": ("t1_ptr + k[None, :]", "t1_ptr + (63 - k)[None, :]"),
         "maxima in another order": ("t0_ptr + k[None, :]", "t0_ptr + (63 - k)[None, :]"),

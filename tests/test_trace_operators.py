@@ -16,6 +16,7 @@ from torch.export import Dim
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.evaluate import run_program
+from superopt.mugraph.expr import find
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.trace import trace
 from superopt.mugraph.trace.table import LOWERINGS
@@ -417,3 +418,14 @@ def test_derived_extents() -> None:
 
     program = trace(derived).program
     assert [str(s) for s in program.symbols] == ["Symbol(name='B', low=1, high=64)"]
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(32767, "i32"), (32768, "i64")])
+def test_an_index_is_looked_for_in_32_bits_where_it_fits(rows: int, dtype: str) -> None:
+    @spec(x=Tensor(rows, 65536))
+    def largest(x):
+        return x.argmax()
+
+    (store,) = trace(largest).program.stores
+    assert store.value.dtype == "i64"
+    assert {n.dtype for n in find(store.value, "reduce") if n.attr.monoid == "min"} == {dtype}

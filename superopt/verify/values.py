@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import product as pairs
 from typing import Any
 
-from superopt.mugraph.dtypes import is_float
+from superopt.mugraph.dtypes import DTYPES, is_float
 from superopt.mugraph.expr import Axis, Expr
 from superopt.mugraph.index import at_least_zero
 from superopt.verify.integers import (
@@ -420,6 +420,9 @@ class Spec:
             return own if isinstance(own, Poly | Value) else Value(truth(own))
         if isinstance(own, Cond):
             return Value(truth(own))
+        before, after = DTYPES[e.args[0].dtype], DTYPES[e.dtype]
+        if before.kind == after.kind == "int" and before.bytes < after.bytes:
+            return self.value(e.args[0])
         return apply("trunc", self.value(e.args[0]))
 
     def _where(self, e: Expr) -> Value | Poly | Cond:

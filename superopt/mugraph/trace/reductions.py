@@ -8,6 +8,7 @@ from typing import Any
 
 from superopt.mugraph.dtypes import accumulator, is_float
 from superopt.mugraph.expr import FALSE, Axis, Expr, cast, const, index, op, reduce
+from superopt.mugraph.index import less
 from superopt.mugraph.trace.table import (
     Call,
     Operand,
@@ -116,8 +117,10 @@ def position(x: Value, dims: Sequence[int], monoid: str) -> Expr:
     if is_float(x.dtype):
         here = op("or", here, op("isnan", body))
     taken = Value(tuple(x.axes[d] for d in dims), x.expr)
-    nowhere = cast(count(x, dims), "i64")
-    return over(x, dims, "min", op("where", here, cast(flat_index(taken), "i64"), nowhere))
+    number = count(x, dims)
+    dtype = "i32" if less(number, index(2**31)) else "i64"
+    first = op("where", here, cast(flat_index(taken), dtype), cast(number, dtype))
+    return cast(over(x, dims, "min", first), "i64")
 
 
 def _arg(monoid: str) -> Callable[..., Value]:
