@@ -5,8 +5,9 @@
 Every entry is searched for the first target (h200, h100 and a100 where none is named) and its
 configurations are compiled, with an empty cache and with what that left; for the other targets the
 same µGraphs are configured and compiled. µGraphs are checked; gate and proof, which may still
-refuse a kernel, are `superopt search`'s. `--write` puts the table between the marks of FILE. Exits
-with 1 where choosing takes over COLD_SECONDS, or WARM_SECONDS with the cache, or something spills.
+refuse a kernel, are `superopt search`'s. `--write` puts the rows into the table between the marks
+of FILE, where those of other entries stay as they are. Exits with 1 where choosing takes over
+COLD_SECONDS, or WARM_SECONDS with the cache, or something spills.
 """
 
 from __future__ import annotations
@@ -72,15 +73,26 @@ def row(run: Run, sizes: tuple[tuple[str, int], ...]) -> str:
     return f"{found.time_us:.1f} | {found.bound} | {bound.time_us / found.time_us:.2f}"
 
 
-def table(found: dict[str, dict[str, Run]], targets: Sequence[str]) -> str:
-    """Markdown: a line a size, three columns a GPU."""
-    head = "".join(f" {t} µs | bound | of roofline |" for t in targets)
-    lines = [f"| predicted |{head}", "|---|" + "---:|---|---:|" * len(targets)]
-    for name, runs in found.items():
-        for sizes in next(iter(runs.values())).sizes:
-            cells = " | ".join(row(runs[t], sizes) for t in targets)
-            lines.append(f"| {name}{at_sizes(sizes)} | {cells} |")
-    return "\n".join(lines)
+def head(targets: Sequence[str]) -> list[str]:
+    columns = "".join(f" {t} µs | bound | of roofline |" for t in targets)
+    return [f"| predicted |{columns}", "|---|" + "---:|---|---:|" * len(targets)]
+
+
+def rows(name: str, runs: dict[str, Run], targets: Sequence[str]) -> list[str]:
+    """A line a size, three columns a GPU."""
+    sizes = next(iter(runs.values())).sizes
+    cells = (" | ".join(row(runs[t], s) for t in targets) for s in sizes)
+    return [f"| {name}{at_sizes(s)} | {c} |" for s, c in zip(sizes, cells, strict=True)]
+
+
+def written(path: Path, columns: list[str]) -> dict[str, list[str]]:
+    """The rows of a table that a file has, by entry; none where its columns are others."""
+    table = path.read_text().partition(MARKS[0])[2].partition(MARKS[1])[0]
+    lines = table.strip().split("\n")
+    found: dict[str, list[str]] = {}
+    for line in lines[2:] if lines[:2] == columns else ():
+        found.setdefault(line.split(" ")[1], []).append(line)
+    return found
 
 
 def write(path: Path, text: str) -> None:
@@ -97,7 +109,8 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
     targets = options.target or TARGETS
-    found: dict[str, dict[str, Run]] = {}
+    columns = head(targets)
+    found = written(options.write, columns) if options.write else {}
     bad = 0
     print(f"{'':22} {'search s':>9} {'cold s':>7} {'warm s':>7} {'compiled':>9}, on {targets[0]}")
     for name in options.names or known:
@@ -109,15 +122,17 @@ def main() -> int:
             first, cold_s = configured(run, targets[0], compiler)
             _, warm_s = configured(run, targets[0], compiler)
             runs = {t: configured(run, t, compiler)[0] for t in targets[1:]}
-        found[name] = {targets[0]: first} | runs
+        runs = {targets[0]: first} | runs
+        found[name] = rows(name, runs, targets)
         wrong = cold_s > COLD_SECONDS or warm_s > WARM_SECONDS
-        wrong |= any(spills(r) for r in found[name].values())
+        wrong |= any(spills(r) for r in runs.values())
         bad += wrong
         times = f"{search_s:9.1f} {cold_s:7.1f} {warm_s:7.2f}"
         print(f"{name:22} {times} {compiled(first):9}{'  MISSED' if wrong else ''}", flush=True)
+        lines = [*columns, *(line for n in known if n in found for line in found[n])]
         if options.write:
-            write(options.write, table(found, targets))
-    print(table(found, targets))
+            write(options.write, "\n".join(lines))
+    print("\n".join(lines))
     return int(bad > 0)
 
 

@@ -306,6 +306,20 @@ def test_the_suite_names_its_experts_kernels() -> None:
     assert {s.name for s in suite.others(known)}.isdisjoint(known)
 
 
+def test_the_suites_table_keeps_the_rows_of_other_entries(tmp_path: Path) -> None:
+    table = load(ROOT / "benchmarks/suite_table.py")
+    page, columns = tmp_path / "README.md", table.head(("h200",))
+    page.write_text(f"{table.MARKS[0]}\n\n{table.MARKS[1]}\n")
+    assert table.written(page, columns) == {}
+    found = {
+        "lora": ["| lora | 3 |"],
+        "softmax": ["| softmax at N=1 | 4 |", "| softmax at N=2 | 5 |"],
+    }
+    table.write(page, "\n".join([*columns, *found["lora"], *found["softmax"]]))
+    assert table.written(page, columns) == found
+    assert table.written(page, table.head(("h200", "h100"))) == {}
+
+
 def test_the_suites_table_goes_between_its_marks(tmp_path: Path) -> None:
     table = load(ROOT / "benchmarks/suite_table.py")
     page = tmp_path / "README.md"
