@@ -221,6 +221,17 @@ def test_an_element_is_known_where_a_maximum_is_reached(name: str) -> None:
         assert same(one, two, **tensors) is known
 
 
+@pytest.mark.parametrize(("otherwise", "known"), [(0.0, True), (1.0, False)])
+def test_zeros_add_nothing_to_the_largest_exp(otherwise: float, known: bool) -> None:
+    def one(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        return torch.where(m, torch.exp(x), otherwise).amax(-1)
+
+    def two(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        return torch.exp(torch.where(m, x, float("-inf")).amax(-1))
+
+    assert same(one, two, x=Tensor(8, 40), m=Tensor(8, 40, dtype=torch.bool)) is known
+
+
 def least(domain: Cond, body: Real) -> Real:
     return extreme_over("minimum", ["k"], domain, body)
 

@@ -50,8 +50,9 @@ class Order:
         one, two = _integer(less), _integer(more)
         if one is not None and two is not None:
             return self.follows(facts, le(one, two))
-        known = less.number is not None and less.number <= 0
-        return a == b or (known and _squares(more) and law("a sum of squares"))
+        if a == b or less.number is None or less.number > 0:
+            return a == b
+        return _not_negative(more) or (_squares(more) and law("a sum of squares"))
 
     def adds_nothing(self, a: Real, b: Real, facts: Cond) -> bool:
         """Whether a is at most b, or a maximum of what is, if of anything."""
@@ -127,6 +128,11 @@ def _integer(x: Real) -> Poly | None:
             return None
         result = result + product(f.args[0] for f, e in p for _ in range(int(e))) * int(c)
     return result
+
+
+def _not_negative(x: Real) -> bool:
+    """Whether it is a sum of products of exps and of truths."""
+    return all(c > 0 and all(f.kind in ("exp", "truth") for f, _ in p) for p, c in x.terms)
 
 
 def _squares(x: Real) -> bool:

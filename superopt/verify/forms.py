@@ -245,7 +245,7 @@ class Forms:
         parts = [self.tidy(over(kind, names, *way), facts) for way in ways]
         if kind == "sum":
             return sum(parts, real(0))
-        return extreme(kind.removesuffix(" of"), *parts) if parts else None
+        return self.extremes(kind.removesuffix(" of"), parts, facts) if parts else None
 
     # -- maxima and minima -----------------------------------------------------------------------
 
