@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import ast
-import copy
 import math
 from functools import cache
+from typing import Any
 
 Code = ast.expr
 
@@ -18,12 +18,15 @@ def _template(text: str) -> ast.expr:
     return ast.parse(text, mode="eval").body
 
 
-class _Fill(ast.NodeTransformer):
-    def __init__(self, parts: tuple[Code, ...]) -> None:
-        self.parts = parts
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self.parts[int(node.id[2:])] if node.id.startswith("__") else node
+def _filled(node: Any, parts: tuple[Code, ...]) -> Any:
+    """A copy of a template's tree, with parts in place of the names `__0`, `__1`, ..."""
+    if isinstance(node, list):
+        return [_filled(n, parts) for n in node]
+    if not isinstance(node, ast.AST):
+        return node
+    if isinstance(node, ast.Name) and node.id.startswith("__"):
+        return parts[int(node.id[2:])]
+    return type(node)(**{name: _filled(value, parts) for name, value in ast.iter_fields(node)})
 
 
 def quote(template: str, *parts: Code | str) -> Code:
@@ -34,7 +37,7 @@ def quote(template: str, *parts: Code | str) -> Code:
     """
     trees = tuple(quote(p) if isinstance(p, str) else p for p in parts)
     holes = template.format(*(f"__{n}" for n in range(len(trees)))) if trees else template
-    return _Fill(trees).visit(copy.deepcopy(_template(holes)))  # type: ignore[no-any-return]
+    return _filled(_template(holes), trees)  # type: ignore[no-any-return]
 
 
 def text(code: Code) -> str:

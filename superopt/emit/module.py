@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from ruff import find_ruff_bin
 
 from superopt.emit.guards import REFUSE, SPAN, fits, signature_table
 from superopt.emit.guards import traced as traced_text
@@ -113,16 +114,7 @@ _HOST_NAMES = {
 
 def formatted(text: str) -> str:
     """The text as `ruff format` lays it out."""
-    command = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "format",
-        "--isolated",
-        "--line-length",
-        str(LINE),
-        "-",
-    ]
+    command = [find_ruff_bin(), "format", "--isolated", "--line-length", str(LINE), "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"emitted text does not parse: {done.stderr.strip()}\n{text}")
