@@ -399,3 +399,40 @@ def test_errors_are_those_of_a_kind_of_input() -> None:
     errors = relative_errors(want, got)
     assert len(errors) == len(KINDS) < len(HOSTILE)
     assert list(np.flatnonzero(errors)) == [0]
+
+
+# -- reductions of few rows that are long ---------------------------------------------------------
+
+
+def whole_norm(x):
+    return x.square().sum().sqrt()
+
+
+def unit_length(x):
+    return x / (x.square().sum().sqrt() + 1e-6)
+
+
+def standardized(x):
+    return (x - x.mean()) / (x.std() + 1e-6)
+
+
+def channels(x):
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    return (x - mean[:, None, None]) * torch.rsqrt(var + 1e-5)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape", "launches", "most_us"),
+    [
+        (whole_norm, (4096, 1024), 2, 12),  # parts, and what joins them
+        (unit_length, (4096, 1024), 3, 24),
+        (standardized, (4096, 2048), 5, 52),
+        (channels, (32, 8, 64, 64), 1, 24),  # of several short axes
+    ],
+)
+def test_long_rows_are_split_over_programs_where_they_are_few(
+    fn, shape, launches: int, most_us: float
+) -> None:
+    found = search(traced(fn, x=shape)).candidates[0].at[()][1]
+    assert found.launches == launches
+    assert found.time_us < most_us  # as predicted; a program a row takes 300 to 900

@@ -27,15 +27,28 @@ def _options(model: KernelModel, a: Axis) -> list[int]:
     if dotted:
         sizes = (32, 64, 128) if looped else (16, 32, 64, 128, 256)
         return [t for t in sizes if t <= max(top, sizes[0])]
-    beside = any(
-        f.roles.get(other) == "whole"
+    least = min(top, _least_beside(model, a)) if looped else 1
+    return [t for t in (1 << n for n in range(15)) if least <= t <= min(top, LARGEST_TILE)]
+
+
+def _least_beside(model: KernelModel, a: Axis) -> int:
+    """The smallest tile worth a try of a looped axis: small where it lies beside others."""
+    whole = {
+        other
         for f in model.parts
         for access in f.accesses
         if a in access.free
         for other in access.free
+        if other != a and f.roles.get(other) in ("whole", "loop")
+    }
+    if not whole:
+        return 256
+    held = prod(
+        power_of_two(max(e[o] for e in model.extents if o in e))
+        for o in whole
+        if not any(f.roles.get(o) == "loop" for f in model.parts)
     )
-    least = min(top, 16 if beside else 256) if looped else 1
-    return [t for t in (1 << n for n in range(15)) if least <= t <= min(top, LARGEST_TILE)]
+    return max(1, min(16, LARGEST_TILE // held))
 
 
 def _spaces(model: KernelModel, axes: list[Axis]) -> list[list[int]]:

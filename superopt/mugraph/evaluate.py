@@ -130,7 +130,6 @@ class Evaluator:
 
     def _node(self, node: Expr, at: At) -> Array:
         # `at` has free axes of the node alone: what a reduce binds is not among them
-        # `at` has free axes of the node alone: what a reduce binds is not among them
         match node.op:
             case "const":
                 return self.arithmetic.constant(node)
@@ -160,8 +159,9 @@ class Evaluator:
         if tensor.size == 0:
             return np.zeros(shape, self.arithmetic.storage(node.dtype))
         value = tensor[tuple(indices)] if indices else tensor
-        held = self.arithmetic.held(np.where(guard, value, np.zeros((), tensor.dtype)), node.dtype)
-        return np.broadcast_to(held, shape)
+        if not guard.all():
+            value = np.where(guard, value, np.zeros((), tensor.dtype))
+        return np.broadcast_to(self.arithmetic.held(value, node.dtype), shape)
 
     def _reduce(self, node: Expr, at: At) -> Array:
         bound, keep = node.attr.axes, own_axes(node)

@@ -1,9 +1,9 @@
 """Which values reach global memory: cuts of the saturated program.
 
 A cut is a set of classes that become temporaries. Candidates are the classes of reductions and
-what is computed from them without a further axis, where another reduction uses them, and products
-that an output repeats along an axis: elsewhere recomputing is free, or nothing is gained by
-storing.
+what is computed from them without a further axis, where another reduction uses them; and, where an
+output repeats them along an axis, products, and reductions of few rows that are long: elsewhere
+recomputing is free, or nothing is gained by storing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from superopt.search.egraph import EGraph
 MOST_CANDIDATES = 12
 MOST_COMBINED = 6  # candidates, and as many of the shared, of which every small set is a cut
 MOST_TEMPORARIES = 3  # of these sets
+FEW_ROWS = 512  # with as many, programs of a row each fill a GPU
+LONG_ROW = 1 << 15  # elements that one program takes longer to read than a launch takes
 LONG = 1 << 20  # elements along an axis whose extent is no constant
 
 
@@ -89,16 +91,21 @@ def candidates(
                 )
     below = _below_reductions(g)
     roots = {g.find(o) for o in outputs}
-    below |= {
-        c for c in written & heavy if any(g[c].free < g[r].free for r in roots) and _contracts(g, c)
-    }
+
+    def rows(c: int) -> float:
+        return float(prod(ix.value(a.extent, dict(sizes)) for a in g.classes[c].free))
+
+    def slow(c: int) -> bool:
+        return rows(c) < FEW_ROWS and _work(g, c, sizes) >= LONG_ROW * rows(c)
+
+    repeated = {c for c in written & heavy if any(g[c].free < g[r].free for r in roots)}
+    below |= {c for c in repeated if _contracts(g, c) or slow(c)}
     scored: dict[int, tuple[bool, float, float, int]] = {}
     for c in sorted(heavy & below - roots):
         reduces = any(n.op == "reduce" for n in g.classes[c].nodes)
         if not reduces and c not in operands:
             continue
-        stored = float(prod(ix.value(a.extent, dict(sizes)) for a in g.classes[c].free))
-        work = _work(g, c, sizes)
+        stored, work = rows(c), _work(g, c, sizes)
         if g.classes[c].dtype not in ("f32", "f64") or work < 2 * stored:
             continue
         if c in written or stored <= most_elements:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, permutations, product
+from math import prod
 
 from superopt.mugraph import index as ix
 from superopt.mugraph.expr import (
@@ -31,7 +32,8 @@ from superopt.mugraph.program import Branch, Store, illegal
 from superopt.search.extract import contraction
 
 LARGEST_WHOLE = 65536  # elements of an axis held in one program
-SMALLEST_LOOP = 128
+LARGEST_TOGETHER = 16384  # elements of short axes that one reduction holds
+SMALLEST_LOOP = 128  # shorter axes are looped over only where they are many
 MOST_ROLES = 64
 MOST_ORDERS = 6  # in which names are given to the axes of one reduction
 
@@ -148,7 +150,8 @@ def branches(
     shared = share_axes(stores, stored - split)
     single = programs_only(shared, split)
     free = sorted({*bound_axes(shared), *(stored - split)}, key=lambda a: a.name)
-    options = [_held_roles(a, largest) for a in free]
+    crowded = _crowded(shared, largest)
+    options = [["loop"] if a in crowded else _held_roles(a, largest) for a in free]
     for choice in islice(product(*options), MOST_ROLES):
         roles = {a.name: ("program" if a in single else "grid") for a in split}
         roles.update({a.name: r for a, r in zip(free, choice, strict=True)})
@@ -157,6 +160,29 @@ def branches(
         branch = Branch(body, tuple(sorted(roles.items())))
         if illegal(branch) is None:
             yield branch
+
+
+def _crowded(stores: tuple[Store, ...], largest: Mapping[str, int]) -> set[Axis]:
+    """Short axes that are looped over: all together a reduction cannot hold.
+
+    The outermost in memory, as many as leave a tile of the others.
+    """
+    found: set[Axis] = set()
+    for s in stores:
+        for node in find(s.value, "reduce"):
+            extents = {a: ix.value(a.extent, dict(largest)) for a in node.attr.axes}
+            short = {a: n for a, n in extents.items() if n <= SMALLEST_LOOP}
+            for a in sorted(short, key=lambda a: (_dimension(node, a), a.name)):
+                if prod(short.values()) > LARGEST_TOGETHER:
+                    found.add(a)
+                    del short[a]
+    return found
+
+
+def _dimension(root: Expr, a: Axis) -> int:
+    """The first dimension that an axis indexes."""
+    loads = (n.args[:-1] for n in find(root, "load"))
+    return min((d for at in loads for d, e in enumerate(at) if a in e.free), default=0)
 
 
 def _held_roles(a: Axis, largest: Mapping[str, int]) -> list[str]:

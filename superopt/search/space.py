@@ -34,6 +34,7 @@ from superopt.search.partition import operand_type, temporary
 from superopt.search.roles import branches
 
 NOMINAL_TILE = 64
+PARTS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of a split reduction
 WORTH_MORE_PARTS = 0.95  # of the time with fewer parts: each adds partial results to move
 MOST_EARLY = 3  # outputs of a program of which subsets are tried
 WORTH_SPLITTING = 0.6  # of the unsplit time: predictions must promise much for a second launch
@@ -540,7 +541,8 @@ TOGETHER = (_same_axes, _within_axes, _each)  # which stores of a stage make one
 def _parts(programs: int, multiprocessors: int) -> list[int]:
     """Into how many parts a reduction may be split so that its programs fill the machine."""
     wanted = multiprocessors / max(programs, 1)
-    return [p for p in (2, 4, 8, 16, 32, 64) if wanted / 2 <= p <= 32 * wanted and wanted > 1]
+    most = min(32 * wanted, max(64, 8 * wanted))
+    return [p for p in PARTS if wanted / 2 <= p <= most and wanted > 1]
 
 
 def _stored(value: Expr, dtype: str) -> Expr:

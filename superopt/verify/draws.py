@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from superopt.mugraph.expr import Symbol, Tensor
 from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.ops import PRIME
 
+BLOCK = 1 << 16  # elements: what is computed on the way to them stays in a cache
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 23, 29, 37, 47, 61)
 
 
@@ -82,14 +84,29 @@ class Indexed:
 
 
 def drawn(shape: Sequence[int], dtype: Any, seed: int, make: Callable[[Array], Array]) -> Any:
-    """A random array whose elements are `make(bits)`."""
+    """A random array whose elements are `make(bits)`, made some thousands at a time."""
 
-    def element(indices: tuple[Array, ...]) -> Array:
+    def some(indices: Sequence[Array]) -> Array:
         flat: Any = np.zeros((), np.int64)
         for i, n in zip(indices, shape, strict=True):
             flat = flat * n + np.asarray(i, np.int64)
         with np.errstate(over="ignore"):
             return np.asarray(make(splitmix(flat, seed)), dtype)
+
+    def element(indices: Sequence[Array]) -> Array:
+        wanted = np.broadcast_shapes(*map(np.shape, indices))
+        if prod(wanted) <= BLOCK:
+            return some(indices)
+        made = np.empty(wanted, dtype)
+        whole = [
+            np.broadcast_to(i, (*wanted[:1], *np.shape(i)[1:])) if np.ndim(i) == len(wanted) else i
+            for i in indices
+        ]
+        rows = BLOCK // prod(wanted[1:])
+        for n in range(0, wanted[0], max(1, rows)):
+            own = slice(n, n + rows) if rows else n
+            made[own] = element([i[own] if np.ndim(i) == len(wanted) else i for i in whole])
+        return made
 
     lazy = Indexed(shape, dtype, element)
     return lazy if shape else np.asarray(lazy)

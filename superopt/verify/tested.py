@@ -36,14 +36,15 @@ SLACK = 2.0**10  # over one unit in the last place: long sums, and functions cal
 UNIT = 2.0**-52
 ENOUGH = 64  # elements of an output: a comparison that falls one way in few of them shows itself
 MOST_DRAWS = 16
+HEAVY = 1 << 28  # operations for one element: one draw of normal inputs must do
 
 
 def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Verdict:
     """Compare on normal inputs, on those of one sign, and on few whole numbers (zeros, ties).
 
     At the sizes of `sample_sizes`; elements are sampled where evaluating all would be slow, and
-    where an output has few, normal inputs are drawn several times. A refusal's witness has the
-    sizes, tensor, index, and both values.
+    where an output has few, normal inputs are drawn several times; where one element takes HEAVY
+    operations, once. A refusal's witness has the sizes, tensor, index, and both values.
     """
     program = as_program(candidate)
     try:
@@ -67,6 +68,9 @@ def _draws(program: Program, sizes: Mapping[str, int]) -> list[Callable[[Array],
     least = min(
         int(np.prod([extent_value(e, dict(sizes)) for e in t.shape])) for t in program.outputs
     )
+    single = {a: 1 for s in program.stores for a in s.axes}
+    if work(program.roots, single, sizes) > HEAVY:
+        return [draws.normal]
     normal = min(MOST_DRAWS, 1 + ENOUGH // max(least, 1))
     return [draws.positive, draws.negative, draws.few, *[draws.normal] * normal]
 
