@@ -96,6 +96,9 @@ class Form:
     splits: bool
 
 
+Builders = dict[tuple[Axis, tuple[Law, ...], bool, bool], "_Builder"]  # whatever stores use them
+
+
 @dataclass
 class Online:
     """Finds online forms; remembers what it found."""
@@ -103,13 +106,15 @@ class Online:
     shifts: Shifts = field(default_factory=Shifts)
     known: dict[tuple[tuple[Store, ...], Axis], tuple[Form, ...]] = field(default_factory=dict)
     _without: dict[object, tuple[tuple[Store, ...], ...]] = field(default_factory=dict)
+    _builders: Builders = field(default_factory=dict)
 
     def forms(self, stores: tuple[Store, ...], k: Axis) -> tuple[Form, ...]:
         """Forms of the stores with fewer passes over axis k, simplest first; often there is one."""
         key = (stores, k)
         if key not in self.known:
             laws = self._laws(stores, k)
-            self.known[key] = tuple(_checked(stores, k, laws)) if laws else ()
+            checked = _checked(stores, k, laws, self._builders)
+            self.known[key] = tuple(checked) if laws else ()
         return self.known[key]
 
     def without_statistic(
@@ -434,7 +439,9 @@ def _unset(s: Expr, start: float) -> Expr | None:
 # -- checking -------------------------------------------------------------------------------------
 
 
-def _checked(stores: tuple[Store, ...], k: Axis, laws: tuple[Law, ...]) -> Iterator[Form]:
+def _checked(
+    stores: tuple[Store, ...], k: Axis, laws: tuple[Law, ...], builders: Builders
+) -> Iterator[Form]:
     """Forms that compute what the stores do, those with fewer accumulators first.
 
     For each set of auxiliaries the simplest, and the simplest of which parts can be merged. Where a
@@ -448,7 +455,7 @@ def _checked(stores: tuple[Store, ...], k: Axis, laws: tuple[Law, ...]) -> Itera
     for dropped in subsets[:MOST_SUBSETS]:
         own = {law.reduction: law.without(dropped) for law in laws}
         used = {r: own[r] for r in _reached(stores, k, own)}
-        forms = [_form(stores, full, used, splits) for splits in (False, True)]
+        forms = [_form(stores, full, used, splits, builders) for splits in (False, True)]
         found = {f.stores: f for f in forms if f is not None}  # one that also splits wins
         whole = [f for f in found.values() if len(f.laws) == len(used)]
         partial.update({new: f for new, f in found.items() if f not in whole})
@@ -459,21 +466,21 @@ def _checked(stores: tuple[Store, ...], k: Axis, laws: tuple[Law, ...]) -> Itera
     if partial and not kept:
         yield from list(partial.values())[:MOST_FORMS]
     elif not kept and len(laws) > 1:  # what the last one gives takes another pass
-        yield from _checked(stores, k, laws[:-1])
+        yield from _checked(stores, k, laws[:-1], builders)
 
 
 def _form(
-    stores: tuple[Store, ...], full: Sample, laws: dict[Expr, Law], splits: bool
+    stores: tuple[Store, ...], full: Sample, laws: dict[Expr, Law], splits: bool, builders: Builders
 ) -> Form | None:
     """The simplest form that is right; `splits`: also in parts that are merged."""
     parts = ((TILES,), PARTS) if splits else ((TILES,),)
     wanted = [np.asarray(full.value(s.value), np.float64) for s in stores] * len(parts)
-    settled: dict[bool, _Builder] = {}
     ran: dict[tuple[bool, bool], tuple[tuple[Store, ...], list[Array]]] = {}
     for strict, moved, counted in product((True, False), (False, True), (True, False)):
-        if counted not in settled:
-            settled[counted] = _settled(full, laws, _Builder(full.k, {}, counted), parts)
-        builder = settled[counted]
+        key = full.k, tuple(laws.values()), counted, splits
+        if key not in builders:
+            builders[key] = _settled(full, laws, _Builder(full.k, {}, counted), parts)
+        builder = builders[key]
         if (moved, counted) not in ran:
             values = {r: builder.final(r, moved) for r in builder.laws}
             new = tuple(replace(s, value=replaced(s.value, values)) for s in stores)
