@@ -178,7 +178,8 @@ class Evaluator:
         width = np.float32 if single else np.float64
         operands: list[Any] = []
         for f in factors:
-            operands += [self._value(f, at).astype(width), [number[a] for a in own_axes(f)]]
+            value = self._value(f, at).astype(width, copy=False)
+            operands += [value, [number[a] for a in own_axes(f)]]
         for a in axes:
             if a not in used:
                 operands += [np.ones(self._shape((a,), at), width), [number[a]]]

@@ -36,7 +36,7 @@ SLACK = 2.0**10  # over one unit in the last place: long sums, and functions cal
 UNIT = 2.0**-52
 ENOUGH = 64  # elements of an output: a comparison that falls one way in few of them shows itself
 MOST_DRAWS = 16
-HEAVY = 1 << 28  # operations for one element: one draw of normal inputs must do
+HEAVY = 1 << 28  # operations for one element: one size and one draw must do
 
 
 def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Verdict:
@@ -44,7 +44,7 @@ def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Ve
 
     At the sizes of `sample_sizes`; elements are sampled where evaluating all would be slow, and
     where an output has few, normal inputs are drawn several times; where one element takes HEAVY
-    operations, once. A refusal's witness has the sizes, tensor, index, and both values.
+    operations, once at the first size. A refusal's witness has the sizes, tensor, index, and both values.
     """
     program = as_program(candidate)
     try:
@@ -55,6 +55,8 @@ def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Ve
     for n, sizes in enumerate(draws.sample_sizes(original.symbols)):
         if message := _uncovered(pairs, sizes):
             return Verdict("refused", message, witness={"sizes": sizes})
+        if tried and _is_heavy(original, sizes):
+            continue
         for draw, floats in enumerate(_draws(original, sizes)):
             witness = _compare(original, pairs, sizes, draws.seed_of(seed, n, draw), floats)
             if witness:
@@ -68,11 +70,14 @@ def _draws(program: Program, sizes: Mapping[str, int]) -> list[Callable[[Array],
     least = min(
         int(np.prod([extent_value(e, dict(sizes)) for e in t.shape])) for t in program.outputs
     )
-    single = {a: 1 for s in program.stores for a in s.axes}
-    if work(program.roots, single, sizes) > HEAVY:
+    if _is_heavy(program, sizes):
         return [draws.normal]
     normal = min(MOST_DRAWS, 1 + ENOUGH // max(least, 1))
     return [draws.positive, draws.negative, draws.few, *[draws.normal] * normal]
+
+
+def _is_heavy(program: Program, sizes: Mapping[str, int]) -> bool:
+    return work(program.roots, {a: 1 for s in program.stores for a in s.axes}, sizes) > HEAVY
 
 
 def describe(tried: Sequence[Mapping[str, int]]) -> str:
