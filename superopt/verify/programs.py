@@ -372,7 +372,8 @@ class Run:
 
     def _arith_trunci(self, op: Op) -> Known:
         x, result = self.values[op.operands[0]], op.results[0]
-        if isinstance(x, Poly) and x.number in range(1 << int(result.type.element[1:]) - 1):
+        limit = 1 << int(result.type.element[1:]) - 1
+        if isinstance(x, Poly) and x.number is not None and 0 <= x.number < limit:
             return x
         if result.type.element != "i32" or not isinstance(x, Poly):
             return self.unknown(result)

@@ -44,14 +44,15 @@ def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Ve
 
     At the sizes of `sample_sizes`; elements are sampled where evaluating all would be slow, and
     where an output has few, normal inputs are drawn several times; where one element takes HEAVY
-    operations, once at the first size. A refusal's witness has the sizes, tensor, index, and both values.
+    operations, once at the first size. A refusal's witness has the sizes, tensor, index, and both
+    values.
     """
     program = as_program(candidate)
     try:
         pairs = pair(original, program)
     except NotClosed:
         return _whole(original, program, seed)
-    tried = []
+    tried: list[Mapping[str, int]] = []
     for n, sizes in enumerate(draws.sample_sizes(original.symbols)):
         if message := _uncovered(pairs, sizes):
             return Verdict("refused", message, witness={"sizes": sizes})
@@ -195,7 +196,7 @@ def _alike(a: Array, b: Array) -> Array:
 
 def _whole(original: Program, program: Program, seed: int) -> Verdict:
     """Both run whole: for programs that store a tensor in pieces."""
-    tried = []
+    tried: list[Mapping[str, int]] = []
     for n, sizes in enumerate(draws.sample_sizes(original.symbols)):
         roots: list[Expr] = [*original.roots, *program.roots]
         if work(roots, {}, sizes) > 30_000_000:
