@@ -151,6 +151,22 @@ def test_indices_from_memory_need_their_range(picked: Kernel) -> None:
     assert undeclared.notes == ("1 assumed: of integers whose range the spec does not declare",)
 
 
+def test_a_loop_may_end_at_a_length_of_64_bits(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    def fn(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        inside = torch.arange(96) < lengths[:, None]
+        return x.float().masked_fill(~inside, 0.0).sum(-1)
+
+    tensors = {"x": Tensor(B, 96), "lengths": Tensor(B, dtype=torch.int64, range=(0, 97))}
+    roles = {"b": "program", "n96": "loop"}
+    kernel = written(fn, roles, tmp_path_factory.mktemp("cut"), 16, **tensors)
+    assert ".to(tl.int32)" in kernel.path.read_text()
+    with Proving() as proving:
+        proving.ask(*kernel, {"lengths": (0, 97)})
+        assert proving.result().addresses.verdict.kind == "proved"
+
+
 def test_a_proof_that_takes_too_long_is_a_timeout(gated: Kernel) -> None:
     with Proving() as proving:
         proving.ask(*gated, {})
