@@ -9,8 +9,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ruff import find_ruff_bin
-
 from superopt.emit.guards import REFUSE, SPAN, fits, signature_table
 from superopt.emit.guards import traced as traced_text
 from superopt.emit.kernels import KernelText, Options, write_kernel
@@ -114,6 +112,8 @@ _HOST_NAMES = {
 
 def formatted(text: str) -> str:
     """The text as `ruff format` lays it out."""
+    from ruff import find_ruff_bin  # a machine that only runs and times kernels may be without
+
     command = [find_ruff_bin(), "format", "--isolated", "--line-length", str(LINE), "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
