@@ -23,7 +23,7 @@ Ranked = list[tuple[Config, Prediction]]
 def _options(model: KernelModel, a: Axis) -> list[int]:
     dotted = any(a in f.dot_axes for f in model.parts)
     looped = any(f.roles.get(a) == "loop" for f in model.parts)
-    top = power_of_two(max(e[a] for e in model.extents if a in e))
+    top = _longest(model, a)
     if dotted:
         sizes = (32, 64, 128) if looped else (16, 32, 64, 128, 256)
         return [t for t in sizes if t <= max(top, sizes[0])]
@@ -33,7 +33,7 @@ def _options(model: KernelModel, a: Axis) -> list[int]:
 
 def _least_beside(model: KernelModel, a: Axis) -> int:
     """The smallest tile worth a try of a looped axis: small where it lies beside others."""
-    whole = {
+    beside = {
         other
         for f in model.parts
         for access in f.accesses
@@ -41,14 +41,16 @@ def _least_beside(model: KernelModel, a: Axis) -> int:
         for other in access.free
         if other != a and f.roles.get(other) in ("whole", "loop")
     }
-    if not whole:
+    if not beside:
         return 256
-    held = prod(
-        power_of_two(max(e[o] for e in model.extents if o in e))
-        for o in whole
-        if not any(f.roles.get(o) == "loop" for f in model.parts)
-    )
+    looped = {o for o in beside for f in model.parts if f.roles.get(o) == "loop"}
+    held = prod(_longest(model, o) for o in beside - looped)
     return max(1, min(16, LARGEST_TILE // held))
+
+
+def _longest(model: KernelModel, a: Axis) -> int:
+    """The length of an axis, up to a power of two."""
+    return power_of_two(max(e[a] for e in model.extents if a in e))
 
 
 def _spaces(model: KernelModel, axes: list[Axis]) -> list[list[int]]:

@@ -48,24 +48,27 @@ def _grows_with(e: Expr, axes: frozenset[Axis]) -> Iterator[Expr]:
         varying = [a for a in e.args if a.free & axes]
         if len(varying) != 1 or not is_float(varying[0].dtype):
             return
-        fixed = [a for a in e.args if a is not varying[0]]
-        match e.op:
-            case "cast" if accumulator(varying[0].dtype) == e.dtype:
-                pass
-            case "add":
-                pass
-            case "sub" if e.args[0] is varying[0]:
-                pass
-            case "mul" if _is_positive(fixed[0]):
-                pass
-            case "div" if e.args[0] is varying[0] and _is_positive(fixed[0]):
-                pass
-            case name if name in OPS and OPS[name].increasing:
-                pass
-            case _:
-                return
+        if not _is_increasing(e, varying[0]):
+            return
         e = varying[0]
         yield e
+
+
+def _is_increasing(e: Expr, x: Expr) -> bool:
+    """Whether an operator's result grows with one of its operands, the others left as they are."""
+    others = [a for a in e.args if a is not x]
+    match e.op:
+        case "cast":
+            return accumulator(x.dtype) == e.dtype
+        case "add":
+            return True
+        case "sub":
+            return e.args[0] is x
+        case "mul":
+            return _is_positive(others[0])
+        case "div":
+            return e.args[0] is x and _is_positive(others[0])
+    return e.op in OPS and OPS[e.op].increasing
 
 
 def _at(e: Expr, inner: Expr, value: Expr, axes: frozenset[Axis]) -> Expr:

@@ -67,21 +67,36 @@ class Guard:
 
     `new`: in what a tile adds, a statistic that still is what it was before the loop is replaced by
     a plain number. `old`: the accumulator is left as it is where the statistic was still that.
-    `lost`: where this statistic has become NaN, the accumulator is what it then is whatever the
-    data.
+    `lost`: a statistic, and what the accumulator is where that has become NaN, whatever the data.
     """
 
     new: bool
     old: bool
-    lost: Expr | None = None
+    lost: tuple[Expr, Expr] | None = None
 
 
-def guards(r: Expr, law: Law) -> Iterator[Guard]:
+PLAIN = ((False, False), (True, False), (True, True), (False, True))  # `new` and `old`
+
+
+def guards(r: Expr, law: Law, k: Axis) -> Iterator[Guard]:
     """The guards of a reduction's accumulator, simplest first."""
-    lost = () if is_float(r.dtype) else law.statistics  # a float becomes NaN by itself
-    for s in (None, *lost):
-        for new, old in ((False, False), (True, False), (True, True), (False, True)):
-            yield Guard(new, old, s)
+    yield from (Guard(new, old) for new, old in PLAIN)
+    for s in () if is_float(r.dtype) else law.statistics:  # a float becomes NaN by itself
+        if (value := _lost(r, s, k)) is not None:
+            yield from (Guard(new, old, (s, value)) for new, old in PLAIN)
+
+
+def _lost(r: Expr, s: Expr, k: Axis) -> Expr | None:
+    """What a reduction is where a statistic is NaN: that of a part of its body without data."""
+    if not is_float(s.dtype):
+        return None
+    view = Sample(k).part(None, {s: np.asarray(np.nan)})
+    body = np.asarray(view.value(r.args[0]))
+    for e in sorted(toposort(r.args[0])):
+        if e.dtype == r.dtype and _of_indices(e) and np.all(view.value(e) == body):
+            whole = reduce(r.attr.monoid, r.attr.axes, e)
+            return None if _from_first(whole) is None else running(whole)
+    return None
 
 
 @dataclass(frozen=True)
@@ -268,22 +283,11 @@ class _Builder:
 
     def update(self, law: Law) -> Expr:
         """The law's update, with what a guard puts where a statistic is not a number."""
-        update, s = self.guarded_update(law), self.guards[law.reduction].lost
-        if s is None or (value := self.lost(law.reduction, s)) is None:
+        update, lost = self.guarded_update(law), self.guards[law.reduction].lost
+        if lost is None:
             return update
+        s, value = lost
         return op("where", op("isnan", after(s)), value, update)
-
-    def lost(self, r: Expr, s: Expr) -> Expr | None:
-        """What a reduction is where a statistic is NaN: that of a part of its body without data."""
-        if not is_float(s.dtype):
-            return None
-        view = Sample(self.k).part(None, {s: np.asarray(np.nan)})
-        body = np.asarray(view.value(r.args[0]))
-        for e in sorted(toposort(r.args[0])):
-            if e.dtype == r.dtype and _of_indices(e) and np.all(view.value(e) == body):
-                whole = reduce(r.attr.monoid, r.attr.axes, e)
-                return None if _from_first(whole) is None else running(whole)
-        return None
 
     def guarded_update(self, law: Law) -> Expr:
         """The law's update; the accumulator itself where a statistic had no value yet."""
@@ -517,7 +521,7 @@ def _settle(builder: _Builder, r: Expr, full: Sample, parts: Sequence[tuple[Tile
     want, size = np.asarray(full.value(r), np.float64), _sum_of_sizes(r, full)
     ends = [np.isfinite(full.value(s)) for s in builder.laws[r].statistics]
     for asked in (want, np.where(np.all(np.broadcast_arrays(*ends), axis=0), want, np.nan)):
-        for guard in guards(r, builder.laws[r]):
+        for guard in guards(r, builder.laws[r], full.k):
             builder.guards[r] = guard
             builder.made.pop(r, None)
             node = builder.node(r)

@@ -56,9 +56,10 @@ def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Ve
     for n, sizes in enumerate(draws.sample_sizes(original.symbols)):
         if message := _uncovered(pairs, sizes):
             return Verdict("refused", message, witness={"sizes": sizes})
-        if tried and _is_heavy(original, sizes):
+        heavy = _is_heavy(original, sizes)
+        if tried and heavy:
             continue
-        for draw, floats in enumerate(_draws(original, sizes)):
+        for draw, floats in enumerate([draws.normal] if heavy else _draws(original, sizes)):
             witness = _compare(original, pairs, sizes, draws.seed_of(seed, n, draw), floats)
             if witness:
                 return Verdict("refused", _sentence(witness), witness=witness)
@@ -71,8 +72,6 @@ def _draws(program: Program, sizes: Mapping[str, int]) -> list[Callable[[Array],
     least = min(
         int(np.prod([extent_value(e, dict(sizes)) for e in t.shape])) for t in program.outputs
     )
-    if _is_heavy(program, sizes):
-        return [draws.normal]
     normal = min(MOST_DRAWS, 1 + ENOUGH // max(least, 1))
     return [draws.positive, draws.negative, draws.few, *[draws.normal] * normal]
 
