@@ -16,10 +16,10 @@ from superopt.mugraph.program import Program
 from superopt.mugraph.trace import trace
 from superopt.process import helper
 from superopt.spec import Tensor, spec
-from superopt.verify import GateResult, SpecShape, Worker, gate, gate_sizes, verify_folder
+from superopt.verify import GateResult, SpecShape, Worker, closed, gate, gate_sizes, verify_folder
 from superopt.verify.hostile import ROWS, Inputs
 from superopt.verify.judge import Judgement, judge, pooled, stored, ulp
-from superopt.verify.worker import points_in, tame
+from superopt.verify.worker import points_in, regroup, tame, unless_regrouped
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ SOUND = {
     "softmax_rows": (kernels.softmax_rows, kernels.SOFTMAX),
     "centred_rows": (kernels.centred_rows, kernels.CENTRED),
     "online_softmax": (kernels.softmax_rows, kernels.ONLINE_SOFTMAX),
+    "decay": (kernels.decay, kernels.DECAY),
 }
 
 
@@ -82,6 +83,7 @@ MUTANTS = [
     ("centred_rows", "mask=cols < N, other=0.0", "mask=cols < N", "ordinary"),
     ("online_softmax", "total * tl.exp(largest - safe)", "total", "short tiles"),
     ("online_softmax", 'tl.where(new == float("-inf"), 0.0, new)', "new", "begin with -inf"),
+    ("decay", "tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))", "tl.log(1.0 + tl.exp(x))", "magnitudes"),  # noqa: E501
     ("centred_rows", "row = tl.program_id(0)", "row = tl.program_id(0) // 2", "twice"),
 ]  # fmt: skip
 
@@ -275,6 +277,21 @@ def test_infinities_are_excused_where_the_program_has_a_condition_only() -> None
     first = np.ix_([0, 1], [0])
     found = [(t["x"][first].max(), t["w"][first].max()) for t in tame(with_one, arrays)]
     assert found == [(0.0, 1.0), (4096.0, 1.0), (-4096.0, 1.0)]
+
+
+def test_an_infinity_may_be_nan_where_sums_may_be_regrouped_only() -> None:
+    def attend(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(q, -1) @ (v * 2 + 1) @ w
+
+    program = trace(spec(q=Tensor(4, 8), v=Tensor(8, 6), w=Tensor(6, 5))(attend)).program
+    stores = closed.plain_stores(program).values()
+    arrays = {n: np.full((2, 2), np.inf) for n in "qvw"}
+    (finite,) = regroup(stores, arrays)
+    first = {n: float(a[np.ix_([0], [0])].max()) for n, a in finite.items()}
+    assert first == {"q": np.inf, "v": 1.0, "w": 1.0}
+    got, want = np.array([np.nan, np.nan, 1.0, np.inf]), np.full(4, np.inf)
+    asked, _ = unless_regrouped(got, want, want, [np.array([1.0, np.inf, 1.0, 1.0])])
+    assert np.array_equal(asked, [np.nan, np.inf, np.inf, np.inf], equal_nan=True)
 
 
 def test_no_helper_shares_its_core_with_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,33 @@ def centred_rows(x):
 """
 )
 
+DECAY = (
+    HEAD
+    + """
+@triton.jit
+def _kernel(x_ptr, w_ptr, out_ptr, N: tl.constexpr, BN: tl.constexpr):
+    row = tl.program_id(0)
+    cols = tl.arange(0, BN)
+    x = tl.load(x_ptr + row * N + cols, mask=cols < N, other=0.0).to(tl.float32)
+    w = tl.load(w_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)
+    step = tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
+    out = tl.exp(-tl.exp(w) * step)
+    tl.store(out_ptr + row * N + cols, out.to(out_ptr.dtype.element_ty), mask=cols < N)
+
+
+def reference(x, w):
+    x, w = x.float(), w.float()
+    return torch.exp(-torch.exp(w) * torch.nn.functional.softplus(x)).half()
+
+
+def decay(x, w):
+    x, w = x.contiguous(), w.contiguous()
+    out = x.new_empty(x.shape)
+    _kernel[(x.shape[0],)](x, w, out, x.shape[1], 64)
+    return out
+"""
+)
+
 
 def norm_linear(
     k_extent: int = 96,
@@ -202,3 +229,16 @@ def centred_rows() -> Program:
     variance = op("div", reduce("sum", (n,), op("square", centred)), count)
     value = op("mul", centred, op("rsqrt", op("add", variance, const(1e-5, "f32"))))
     return Program("centred_rows", (x_tensor,), (store(out, (i, n), cast(value, "f16")),), (out,))
+
+
+def decay() -> Program:
+    """x (B, 40), w (40) -> exp(-exp(w) * softplus(x))."""
+    i, n = Axis("i", B), Axis("n", index(40))
+    x_tensor, out = (Tensor(name, (B, index(40)), "f16") for name in ("x", "out"))
+    w_tensor = Tensor("w", (index(40),), "f16")
+    x = cast(load(x_tensor, (axis(i), axis(n))), "f32")
+    w = cast(load(w_tensor, (axis(n),)), "f32")
+    bent = op("log1p", op("exp", x))
+    step = op("where", op("lt", const(20.0, "f32"), x), x, bent)
+    value = op("exp", op("mul", op("neg", op("exp", w)), step))
+    return Program("decay", (x_tensor, w_tensor), (store(out, (i, n), cast(value, "f16")),), (out,))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,9 +27,21 @@ TRUTH = (2, 4, 2, 0)  # fourths of a world's bools that are true: some masks hid
 SCALES = (4.0, 4.0, 60.0, 0.3, 4.0, 0.0, 60.0, 1e-9)  # of a world's floats: far apart, as
 # thresholds are; clamps by an epsilon matter where all is zero, or nearly
 ONE_SIGNED = 4  # of these, in turn: a row's maximum is hardly ever negative otherwise
+CUBED = 3  # the power of uniform numbers: most are small, some are not
 WORLDS = 32  # contents of memory: comparisons fall both ways in some of them
 MOST_HELD = 1 << 27  # bytes of values, beyond which they are forgotten
 Array = np.ndarray[Any, Any]
+
+
+class Floats(NamedTuple):
+    """What a float input holds, a world each: scale * u ** power + offset with u of [-1, 1]."""
+
+    scale: Array
+    offset: Array
+    power: Array | int = CUBED
+
+
+Contents = Callable[[str], Floats]  # of a float input, by its name
 
 
 def _seed(*parts: object) -> int:
@@ -40,7 +52,7 @@ class Fingerprints:
     """Values of terms at sampled axis points; equal keys mean observationally equal terms.
 
     `precision`: the float type to compute in; at fp32, operands of dots are rounded as the dots
-    take them. `scales`: (scale, offset) of a float input by its name, a world each.
+    take them.
     """
 
     def __init__(
@@ -48,26 +60,25 @@ class Fingerprints:
         seed: int = 0,
         precision: type[np.floating[Any]] = np.float64,
         worlds: int = WORLDS,
-        scales: Callable[[str], tuple[Array, Array]] | None = None,
+        contents: Contents | None = None,
     ) -> None:
         self.seed = seed
         self.precision = precision
         self.worlds = worlds
-        self.scales = scales or self._ordinary
+        self.contents = contents or self._ordinary
         self.values: dict[Expr, Array] = {}
         self.dims: dict[Axis, int] = {}  # an axis's dimension from the right, in all arrays
         self._held: list[Expr] = []  # what can be computed again,
         self._bytes = 0  # and takes so much
 
-    def _ordinary(self, name: str) -> tuple[Array, Array]:
-        """The worlds' scales and offsets; in some all floats are negative, or positive, or all of
-        a tensor."""
+    def _ordinary(self, name: str) -> Floats:
+        """In some worlds all floats are negative, or positive, or all of a tensor."""
         scales, offsets = np.resize(SCALES, self.worlds), np.zeros(self.worlds)
         own = np.arange(ONE_SIGNED, self.worlds, len(SCALES))
         signs = np.random.default_rng(_seed(self.seed, "signs", name)).choice((-1, 1), len(own))
         signs[:2] = (-1, 1)[: len(own)]
         offsets[own] = signs * scales[own]
-        return scales, offsets
+        return Floats(scales, offsets)
 
     def points(self, a: Axis) -> Array:
         extent = a.extent.attr if a.extent.op == "const" else 1 << 20
@@ -167,9 +178,9 @@ class Fingerprints:
         elif kind == "int":
             v = self._integers(state >> 7, node)
         else:
-            cubed = ((state % 100003) / 50001.5 - 1.0) ** 3  # most are small, some are not
-            scale, offset = self.scales(node.attr.name)
-            v = _rounded(scale * cubed + offset, node.dtype).astype(self.precision)
+            scale, offset, power = self.contents(node.attr.name)
+            v = scale * ((state % 100003) / 50001.5 - 1.0) ** power + offset
+            v = _rounded(v, node.dtype).astype(self.precision)
         return np.where(self.values[node.args[-1]].astype(bool), v, np.zeros((), v.dtype))
 
     def _integers(self, state: Array, node: Expr) -> Array:
@@ -231,10 +242,11 @@ def _rounded(v: Array, dtype: str) -> Array:
 
 LEAST_ERROR = 2e-6  # below which nothing is refused
 TOLERANCE = 4.0  # times the reference's error; the gate, on the kernel itself, is stricter
-KINDS = (  # (scale, offset) of data, of weights: ordinary, shifted, large, tiny
-    ((4.0, 0.0), (4.0, 0.0)), ((1.0, 100.0), (1.0, 0.0)), ((1.0, 1000.0), (1.0, 0.0)),
-    ((1.0, -1000.0), (1.0, 1.0)), ((400.0, 0.0), (1.0, 0.0)), ((1e-4, 0.0), (1.0, 0.0)),
-    ((2e4, 0.0), (8.0, 0.0)), ((1.0, 0.0), (8.0, 0.0)),
+KINDS = (  # scale, offset, power of data, of weights: ordinary, shifted, large, tiny, all of it
+    ((4.0, 0.0, 3), (4.0, 0.0, 3)), ((1.0, 100.0, 3), (1.0, 0.0, 3)),
+    ((1.0, 1000.0, 3), (1.0, 0.0, 3)), ((1.0, -1000.0, 3), (1.0, 1.0, 3)),
+    ((400.0, 0.0, 3), (1.0, 0.0, 3)), ((1e-4, 0.0, 3), (1.0, 0.0, 3)),
+    ((2e4, 0.0, 3), (8.0, 0.0, 3)), ((1.0, 0.0, 3), (8.0, 0.0, 3)), ((300.0, 0.0, 9),) * 2,
 )  # fmt: skip
 DRAWS = 4  # worlds of each kind: in one of them a term may be right by luck
 HOSTILE = tuple(kind for kind in KINDS for _ in range(DRAWS))
@@ -246,12 +258,11 @@ class Accuracy:
     def __init__(self, weights: frozenset[str] = frozenset(), seed: int = 0) -> None:
         data, fixed = (np.asarray(rows).T for rows in zip(*HOSTILE, strict=True))
 
-        def scales(name: str) -> tuple[Array, Array]:
-            scale, offset = fixed if name in weights else data
-            return scale, offset
+        def contents(name: str) -> Floats:
+            return Floats(*(fixed if name in weights else data))
 
-        self.exact = Fingerprints(seed, np.float64, len(HOSTILE), scales)
-        self.working = Fingerprints(seed, np.float32, len(HOSTILE), scales)
+        self.exact = Fingerprints(seed, np.float64, len(HOSTILE), contents)
+        self.working = Fingerprints(seed, np.float32, len(HOSTILE), contents)
         self.known: dict[tuple[Expr, Expr], Array] = {}
         self._finite: dict[Expr, int] = {}
 
@@ -312,8 +323,8 @@ def relative_errors(want: Array, got: Array) -> Array:
 def worst(errors: Array) -> str:
     """`relative error inf where data are 400 * u + 0, weights 1 * u + 0, |u| <= 1`."""
     kind = int(np.argmax(errors))
-    (scale, offset), (weight, mean) = KINDS[kind]
-    inputs = f"data are {scale:g} * u + {offset:g}, weights {weight:g} * u + {mean:g}, |u| <= 1"
+    data, weights = (f"{s:g} * u ** {p:g} + {offset:g}" for s, offset, p in KINDS[kind])
+    inputs = f"data are {data}, weights {weights}, |u| <= 1"
     return f"relative error {float(errors[kind]):.2g} where {inputs}"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from superopt.mugraph.expr import Expr, toposort
 from superopt.search.egraph import EGraph
 from superopt.search.extract import Coster, Extractor, Weights
-from superopt.search.fingerprint import Array, Fingerprints
+from superopt.search.fingerprint import Fingerprints, Floats
 
 INFINITE = 16  # worlds in which some of the float inputs hold nothing but one infinity
 
@@ -19,7 +19,7 @@ def merge_equal(g: EGraph) -> int:
     be there for infinite inputs alone: it must be equal on these too.
     """
     values = Fingerprints()
-    extreme = Fingerprints(worlds=INFINITE, scales=_infinite)
+    extreme = Fingerprints(worlds=INFINITE, contents=_infinite)
     terms = _representatives(g)
     seen: dict[tuple[bytes, str], list[int]] = {}
     merged = 0
@@ -44,10 +44,10 @@ def merge_equal(g: EGraph) -> int:
     return merged
 
 
-def _infinite(name: str) -> tuple[Array, Array]:
+def _infinite(name: str) -> Floats:
     rng = np.random.default_rng(list(name.encode()))
     offsets = rng.choice([0.0, 0.0, -np.inf, np.inf], INFINITE)
-    return np.where(offsets == 0, 1.0, 0.0), offsets
+    return Floats(np.where(offsets == 0, 1.0, 0.0), offsets)
 
 
 def _representatives(g: EGraph) -> dict[int, Expr]:

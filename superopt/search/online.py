@@ -229,8 +229,8 @@ class LoopAccuracy(Accuracy):
     def _sample(self, k: Axis, precision: type[np.floating[Any]]) -> Sample:
         key = (k, precision)
         if key not in self._samples:
-            scales = self.exact.scales
-            self._samples[key] = Sample(k, None, precision, len(HOSTILE), scales, self._dims)
+            contents = self.exact.contents
+            self._samples[key] = Sample(k, None, precision, len(HOSTILE), contents, self._dims)
         return self._samples[key]
 
 

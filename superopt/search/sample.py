@@ -13,7 +13,7 @@ import numpy as np
 
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import MARKERS, Axis, Expr
-from superopt.search.fingerprint import Array, Fingerprints, _seed
+from superopt.search.fingerprint import Array, Contents, Fingerprints, Floats, _seed
 
 # where axes are sampled, the same places on all: what a band around a diagonal lets through is met
 PLACES = (0.11, 0.34, 0.73)
@@ -40,11 +40,10 @@ SPECIAL: tuple[Special, ...] = (
 BITS = 3  # of tensors' numbers: what is special in some tensors only tells these apart
 ONLY = [(special, bit, value) for special in SPECIAL for bit in range(BITS) for value in (0, 1)]
 WORLDS = ORDINARY + len(SPECIAL) + len(ONLY)
-Scales = Callable[[str], tuple[Array, Array]]
 
 
-def _ordinary(name: str) -> tuple[Array, Array]:
-    return np.resize([1.0, 3.0, 1.0, 0.3], WORLDS), np.zeros(WORLDS)
+def _ordinary(name: str) -> Floats:
+    return Floats(np.resize([1.0, 3.0, 1.0, 0.3], WORLDS), np.zeros(WORLDS))
 
 
 def _places(extent: int) -> Array:
@@ -63,16 +62,16 @@ class Sample(Fingerprints):
         chosen: tuple[int, ...] | None = None,
         precision: type[np.floating[Any]] = np.float64,
         worlds: int = WORLDS,
-        scales: Scales = _ordinary,
+        contents: Contents = _ordinary,
         dims: dict[Axis, int] | None = None,
         seed: int = 0,
         light: tuple[bool, ...] = (False,),
     ) -> None:
-        super().__init__(seed, precision, worlds, scales)
+        super().__init__(seed, precision, worlds, contents)
         self.k, self.chosen = k, chosen
         self.light = light
         self.lit = np.resize(light, worlds)
-        self.hostile = scales is _ordinary  # else the worlds are the caller's
+        self.hostile = contents is _ordinary  # else the worlds are the caller's
         if dims is not None:
             self.dims = dims
         self.parent: Sample | None = None
@@ -81,7 +80,7 @@ class Sample(Fingerprints):
 
     def part(self, chosen: tuple[int, ...] | None, known: Mapping[Expr, Array]) -> Sample:
         """The same worlds at some indices of k, where the values of some nodes are given."""
-        kept = self.worlds, self.scales, self.dims, self.seed, self.light
+        kept = self.worlds, self.contents, self.dims, self.seed, self.light
         other = Sample(self.k, chosen, self.precision, *kept)
         other.values.update(known)
         other.parent = self

@@ -37,6 +37,11 @@ from superopt.mugraph.index import value as extent_value
 from superopt.mugraph.program import KernelGraph, Program, Store
 
 STEPS = ("sign", "floor", "ceil", "trunc", "round", "floordiv", "mod", "fmod")
+PASSED = {  # operators that are sums of products of these operands and others
+    **dict.fromkeys(("add", "sub", "mul", "neg", "cast", "reduce"), slice(None)),
+    "div": slice(1),
+    "where": slice(1, None),
+}
 MOST_WORK = 8_000_000  # scalar operations a check spends on one output at one size
 
 
@@ -154,6 +159,26 @@ def continuous(roots: Iterable[Expr]) -> bool:
         return e.op in STEPS or (not is_float(e.dtype) and not extreme)
 
     return not any(map(steps, toposort(*roots)))
+
+
+def factors(roots: Iterable[Expr]) -> frozenset[Tensor]:
+    """The tensors that all roots are made of by products and sums alone, other factors aside."""
+    found: set[Tensor] = set()
+    others: set[Tensor] = set()
+    seen, stack = set(), list(roots)
+    while stack:
+        e = stack.pop()
+        if e in seen:
+            continue
+        seen.add(e)
+        if e.op == "load":
+            found.add(e.attr)
+        sums = e.op in PASSED and (e.op != "reduce" or e.attr.monoid == "sum")
+        below = e.args[PASSED[e.op]] if sums else ()
+        stack.extend(below)
+        rest = [a for a in e.args if a not in below]
+        others.update(n.attr for n in toposort(*rest) if n.op == "load")
+    return frozenset(found - others)
 
 
 def work(roots: Iterable[Expr], count: Mapping[Axis, int], sizes: Mapping[str, int]) -> int:

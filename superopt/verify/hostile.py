@@ -80,6 +80,11 @@ def _in_each_row(v: float) -> Change:
     return change
 
 
+def _of_all_magnitudes(t: torch.Tensor) -> torch.Tensor:
+    """A sixth is beyond 100, a sixth below 1e-5: what is large meets what is small."""
+    return (1.2 * t) ** 9
+
+
 def _whole(t: torch.Tensor) -> torch.Tensor:
     """Whole numbers from -2 to 2: ties, and what a comparison meets exactly."""
     return t.round().clamp(-2, 2)
@@ -113,6 +118,7 @@ class Row:
     data: Change = same
     weight: Change = same
     bools: Change = same
+    scales: tuple[float, ...] = ()  # of float inputs, in turn
 
     @property
     def wild(self) -> bool:
@@ -129,6 +135,8 @@ ROWS = (
     Row("rows of -inf, masks false", _every_third(float("-inf")), bools=torch.zeros_like),
     Row("data scale 1e2", scaled(1e2)),
     Row("weight scale 8", weight=scaled(8.0)),
+    Row("values of all magnitudes", _of_all_magnitudes, _of_all_magnitudes),
+    Row("inputs far apart", scales=(1e2, 1e-2)),
     Row("data scale 1e-5", scaled(1e-5)),
     Row("a few infinities", _sprinkled(float("inf"), float("-inf"))),
     Row("a few NaN", _sprinkled(float("nan"))),
@@ -140,6 +148,7 @@ ROWS = (
     Row("mean over spread -30", around(-30.0)),
     Row("zeros", torch.zeros_like),
     Row("other strides", _transposed),
+    Row("inputs far apart, the other way", scales=(1e-2, 1e2)),
     Row("data scale 1e-2", scaled(1e-2)),
     Row("weight scale 1e-2", weight=scaled(1e-2)),
     Row("values near 0.7", _steady),
@@ -180,6 +189,9 @@ class Inputs:
             return self._integers(tensor, shape, sizes)
         dtype = getattr(torch, DTYPES[tensor.dtype].torch)
         change = row.weight if tensor in self.weights else row.data
+        if row.scales:
+            floats = [t for t in self.program.inputs if DTYPES[t.dtype].kind == "float"]
+            change = scaled(row.scales[floats.index(tensor) % len(row.scales)])
         base = self._base(tensor, shape, dtype)
         if change is same:
             return base

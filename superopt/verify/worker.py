@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -391,20 +391,23 @@ class Job:
         except closed.NotClosed:
             yield from self.whole_references(arrays, tamed, written, sizes, whole)
             return
+        regrouped = regroup(stores.values(), arrays) if row.wild else []
         for n, (tensor, mask) in enumerate(zip(self.program.outputs, written, strict=True)):
             store = stores[tensor]
             points = points_in(mask, store, sizes, rng, more_rows)
             at = grid(store, points, mask.shape)
             full = mask[at].shape
             exact, *finite = (
-                values_at(store, points, x, sizes).reshape(full) for x in (arrays, *tamed)
+                values_at(store, points, x, sizes).reshape(full)
+                for x in (arrays, *tamed, *regrouped)
             )
+            finite, lost = finite[: len(tamed)], finite[len(tamed) :]
             emulated = partial(_rounded_at, store, points, arrays, sizes, full)
             disturbed = partial(emulated, self.seed) if closed.continuous([store.value]) else None
             if whole is None:
                 self.eager.add("emulated")
             eager = emulated() if whole is None else to_numpy(whole[n])[at].reshape(full)
-            yield Reference(at, mask[at], exact, eager, finite, emulated, disturbed)
+            yield Reference(at, mask[at], exact, eager, finite, emulated, disturbed, lost)
 
     def whole_references(
         self,
@@ -458,10 +461,12 @@ class Reference:
     tamed: Sequence[Array]
     emulated: Callable[[], Array]
     disturbed: Callable[[], Array] | None
+    lost: Sequence[Array] = ()
 
     def judge(self, got: Array, eager: Array, dtype: str) -> tuple[Judgement, Array, Array]:
         """The verdict on `got` where eager gives this, with the values asked for and eager's."""
         want, own = unless_masked(got, self.exact, eager, self.tamed)
+        want, own = unless_regrouped(got, want, own, self.lost)
         want, own = want.astype(np.float64), own.astype(np.float64)
         return judge(got, want, own, dtype, self.mask), want, own
 
@@ -521,6 +526,29 @@ def unless_masked(
         for other in tamed[1:]:
             free &= other == tamed[0]
     return np.where(free, tamed[0], want), np.where(free, tamed[0], eager)
+
+
+def regroup(stores: Iterable[Store], arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The inputs with 1 in place of NaN and infinities, where products and sums are all that is
+    made of them; none where there are no such inputs."""
+    names = {t.name for t in closed.factors(s.value for s in stores)}
+    if not names & set(arrays):
+        return []
+    return [{n: _finite(x, 1.0) if n in names else x for n, x in arrays.items()}]
+
+
+def unless_regrouped(
+    got: Array, want: Array, eager: Array, lost: Sequence[Array]
+) -> tuple[Array, Array]:
+    """What is asked, where an infinity went through products and sums alone: no number.
+
+    (a @ b) @ c is infinite where an element of c is, and a @ (b @ c) is NaN, as its sums meet that
+    infinity with both signs.
+    """
+    for finite in lost:
+        free = np.isfinite(finite) & ~np.isfinite(want.astype(np.float64)) & ~np.isfinite(got)
+        want, eager = np.where(free, got, want), np.where(free, got, eager)
+    return want, eager
 
 
 def order(store: Store) -> tuple[Axis, ...]:
