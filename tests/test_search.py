@@ -117,6 +117,24 @@ def test_temporaries_are_laid_out_as_inputs_are() -> None:
         assert extents in ([4096, 8, 32], [4096, 32]), extents
 
 
+def test_a_product_is_stored_once_for_its_rows_and_for_its_columns() -> None:
+    """The two differ by the names of axes only: in either, n is the output's."""
+
+    def both(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        products = a @ b.T
+        return products.amax(1) + products.amax(0)
+
+    program = traced(both, a=(2048, 512), b=(2048, 512))
+    space, _ = build_space(program, H200)
+    (rows,) = [c.number for c in worth_storing(space, ((),)) if c.product]
+    ((columns, names),) = space.twins(rows).items()
+    assert {a: b for b, a in names.items()} == names
+    assert space.twins(columns) == {rows: names}
+    first, last = search(program).candidates[0].graph.kernels
+    assert len(first.stores) == len(last.stores) == 1
+    assert [len(list(find(s.value, "load"))) for s in last.stores] == [2]
+
+
 def test_sums_of_rows_are_stored_beside_many_large_values() -> None:
     """What outputs share is combined, however much is large and comes before it."""
     large = [Candidate(n, product=True, large=True, shared=True) for n in range(7)]

@@ -89,20 +89,22 @@ class Fingerprints:
 
     def value(self, root: Expr) -> Array:
         """An array over all axis names known so far; size 1 where the term does not vary."""
+        if root in self.values:
+            return self.values[root]
         stack = [root]
-        while stack:
-            node = stack[-1]
-            below = node.args[:1] if node.op == "online" else node.args  # what it equals
-            missing = [a for a in below if a not in self.values]
-            if node in self.values or not missing:
-                stack.pop()
-            if node not in self.values:
-                stack.extend(missing)
-                if not missing:
-                    with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
+            while stack:
+                node = stack[-1]
+                below = node.args[:1] if node.op == "online" else node.args  # what it equals
+                missing = [a for a in below if a not in self.values]
+                if node in self.values or not missing:
+                    stack.pop()
+                if node not in self.values:
+                    stack.extend(missing)
+                    if not missing:
                         made = self.values[node] = self._node(node)
-                    self._held.append(node)
-                    self._bytes += made.nbytes
+                        self._held.append(node)
+                        self._bytes += made.nbytes
         return self.values[root]
 
     def trim(self) -> None:

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 
-from superopt.mugraph.expr import Expr, toposort
+from superopt.mugraph.expr import Axis, Expr, Tensor, axis, find, substitute, toposort
 from superopt.search.egraph import EGraph
 from superopt.search.extract import Coster, Extractor, Weights
 from superopt.search.fingerprint import Fingerprints, Floats
 
+MOST_RENAMED = 4  # axes of a class
 INFINITE = 16  # worlds in which some of the float inputs hold nothing but one infinity
+
+
+class Observer:
+    """Tells terms apart by their values, which are kept."""
+
+    def __init__(self) -> None:
+        self.values = Fingerprints()
+        self.extreme = Fingerprints(worlds=INFINITE, contents=_infinite)
+
+    def key(self, term: Expr) -> bytes:
+        return self.values.key(term)
+
+    def equal_beyond(self, one: Expr, other: Expr) -> bool:
+        """Whether terms of one key are equal where inputs are infinite too.
+
+        What has a condition may be there for these alone.
+        """
+        conditional = any(n.dtype == "bool" and n.op != "const" for n in toposort(one, other))
+        return not conditional or self.extreme.key(one) == self.extreme.key(other)
 
 
 def merge_equal(g: EGraph) -> int:
     """Merge classes that are observationally equal; how many were merged.
 
-    The rules need not know every identity that a program happens to use. What has a condition may
-    be there for infinite inputs alone: it must be equal on these too.
+    The rules need not know every identity that a program happens to use.
     """
-    values = Fingerprints()
-    extreme = Fingerprints(worlds=INFINITE, contents=_infinite)
+    observer = Observer()
     terms = _representatives(g)
     seen: dict[tuple[bytes, str], list[int]] = {}
     merged = 0
 
     def same(c: int, other: int) -> bool:
-        pair = terms[c], terms[other]
-        if g[c].free != g[other].free:
-            return False
-        conditional = any(n.dtype == "bool" and n.op != "const" for n in toposort(*pair))
-        return not conditional or extreme.key(pair[0]) == extreme.key(pair[1])
+        return g[c].free == g[other].free and observer.equal_beyond(terms[c], terms[other])
 
     for c, term in terms.items():
         if not g.classes[g.find(c)].dtype.startswith("f"):
             continue
-        known = seen.setdefault((values.key(term), g[c].dtype), [])
+        known = seen.setdefault((observer.key(term), g[c].dtype), [])
         equal = next((other for other in known if same(c, other)), None)
         if equal is None:
             known.append(c)
@@ -42,6 +58,30 @@ def merge_equal(g: EGraph) -> int:
             merged += g.union(equal, c)
     g.rebuild()
     return merged
+
+
+def renaming(one: Expr, other: Expr, observer: Observer) -> dict[Axis, Axis] | None:
+    """What the axes of `one` are in `other`, where that is all that sets them apart.
+
+    sum[k] x[i, k] * y[j, k] and sum[k] x[j, k] * y[i, k]: {i: j, j: i}
+    """
+    if one.dtype != other.dtype or _tensors(one) != _tensors(other):
+        return None
+    mine = sorted(one.free, key=lambda a: a.name)
+    if len(mine) != len(other.free) or len(mine) > MOST_RENAMED:
+        return None
+    for theirs in permutations(sorted(other.free, key=lambda a: a.name)):
+        pairs = dict(zip(mine, theirs, strict=True))
+        if any(a.extent is not b.extent for a, b in pairs.items()):
+            continue
+        renamed = substitute(one, {a: axis(b) for a, b in pairs.items()})
+        if observer.key(renamed) == observer.key(other) and observer.equal_beyond(renamed, other):
+            return pairs
+    return None
+
+
+def _tensors(term: Expr) -> set[Tensor]:
+    return {n.attr for n in find(term, "load")}
 
 
 def _infinite(name: str) -> Floats:

@@ -13,7 +13,7 @@ from superopt.cost_model.profile import Profile
 from superopt.errors import UsageError
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import is_float
-from superopt.mugraph.expr import Axis, Expr, cast, toposort, without_online
+from superopt.mugraph.expr import Axis, Expr, axis, cast, substitute, toposort, without_online
 from superopt.mugraph.program import (
     Branch,
     Config,
@@ -29,8 +29,9 @@ from superopt.search.exhaustive import LARGEST, Exhausted, enumerate_all, operat
 from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
 from superopt.search.fingerprint import within, worst
 from superopt.search.found import Found, Group, Option, Plan, Sizes, fastest
+from superopt.search.observe import Observer, renaming
 from superopt.search.online import LoopAccuracy, Online
-from superopt.search.partition import operand_type, temporary
+from superopt.search.partition import operand_type, reducing, temporary
 from superopt.search.roles import branches
 
 NOMINAL_TILE = 64
@@ -91,9 +92,11 @@ class Space:
     tally: Tally = field(default_factory=lambda: Tally())  # of the task at hand
     _models: dict[object, tuple[Ranked, int]] = field(default_factory=dict)
     _pairs: dict[object, tuple[tuple[Branch, Branch] | None, Tally]] = field(default_factory=dict)
-    _targets: dict[str, tuple[Target, Expr | None]] = field(default_factory=dict)
+    _targets: dict[str, tuple[Target, Expr]] = field(default_factory=dict)
     _terms_of: dict[int, Expr] = field(default_factory=dict)
     _uses: dict[object, set[int] | None] = field(default_factory=dict)
+    _observer: Observer = field(default_factory=Observer)
+    _twins: dict[int, dict[int, dict[Axis, Axis]]] = field(default_factory=dict)
 
     def plans(self, cut: tuple[int, ...]) -> list[Plan]:
         """The ways to group a cut's stores into branches; none where a temporary has no reader."""
@@ -123,14 +126,16 @@ class Space:
 
     def _group(self, stores: Sequence[Target], known: Sequence[int]) -> Group:
         """Stores, with those of the known temporaries that some form of them may load."""
+        given = self._given(known)
         found, stack = set[int](), [self.graph.find(t.number) for t in stores]
         while stack:
             c = stack.pop()
             if c not in found:
                 found.add(c)
-                nodes = self.graph.classes[c].nodes if c not in known else ()
+                nodes = self.graph.classes[c].nodes if c not in given else ()
                 stack.extend(self.graph.find(x) for n in nodes for x in n.children)
-        return Group(tuple(map(self._name, stores)), tuple(c for c in known if c in found))
+        loaded = tuple(c for c in known if not found.isdisjoint((c, *self.twins(c))))
+        return Group(tuple(map(self._name, stores)), loaded)
 
     def assemble(
         self, plan: Plan, options: Mapping[Group, Sequence[Option]], sizes: Sizes
@@ -195,14 +200,13 @@ class Space:
         None where a temporary would have no reader. `early`: what loads none.
         """
         todo = [self._target(f"@{c}")[0] for c in cut]
-        given = self._given(cut)
         level: dict[int, int] = {}
         ready = sorted(todo, key=lambda t: t.number)
         while ready:
             progress = []
             for t in ready:
-                allowed = {k: v for k, v in given.items() if k in level and t.number not in early}
-                used = self._used([t.number], allowed, exclude=t.number)
+                allowed = [c for c in cut if c in level and t.number not in early]
+                used = self._used(t.number, allowed)
                 if used is not None:
                     level[t.number] = 1 + max((level[u] for u in used), default=-1)
                     progress.append(t)
@@ -214,21 +218,21 @@ class Space:
         placed = [(level[t.number], t) for t in todo]
         used_at_all: set[int] = set()
         for out in self.outputs:
-            used = self._used([out.number], {} if out.number in early else given, exclude=None)
+            used = self._used(out.number, () if out.number in early else cut)
             if used is None:
                 return None
             used_at_all |= used
             placed.append((1 + max((level[u] for u in used), default=-1), out))
         for t in todo:
-            others = {k: v for k, v in given.items() if k != t.number and t.number not in early}
-            used_at_all |= self._used([t.number], others, exclude=t.number) or set()
-        if used_at_all != set(given):
+            others = [c for c in cut if c != t.number and t.number not in early]
+            used_at_all |= self._used(t.number, others) or set()
+        if used_at_all != set(cut):
             return None  # a temporary that nobody loads
         for stage, target in placed:
             while len(stages) <= stage:
                 stages.append([])
             stages[stage].append(target)
-        known = [[k for k in given if level[k] < n] for n in range(len(stages))]
+        known = [[c for c in cut if level[c] < n] for n in range(len(stages))]
         return list(zip(stages, known, strict=True))
 
     def _name(self, target: Target) -> str:
@@ -238,10 +242,10 @@ class Space:
             return name
         return f"{name}#{self.outputs.index(target)}"
 
-    def _target(self, name: str) -> tuple[Target, Expr | None]:
+    def _target(self, name: str) -> tuple[Target, Expr]:
         """A store by its name, with what loads it where it is a temporary."""
         if not self._targets:
-            self._targets = {self._name(t): (t, None) for t in self.outputs}
+            self._targets = {self._name(t): (t, t.shape.value) for t in self.outputs}
         if name not in self._targets:
             g, c = self.graph, int(name[1:])
             t = temporary(g, c, operand_type(g, c), [a for t in self.outputs for a in t.shape.axes])
@@ -252,33 +256,41 @@ class Space:
         return self._targets[name]
 
     def _given(self, known: Iterable[int]) -> dict[int, Expr]:
-        """Loads of temporaries, by the class that each holds."""
-        loads = ((c, self._target(f"@{c}")[1]) for c in known)
-        return {c: load for c, load in loads if load is not None}
+        """Loads of temporaries, by the class that each holds, or that it holds by other names."""
+        given: dict[int, Expr] = {}
+        for c in known:
+            target, given[c] = self._target(f"@{c}")
+            for twin, names in self.twins(c).items():
+                load = substitute(target.shape.value, {a: axis(b) for a, b in names.items()})
+                self.accuracy.define(load, self._representative(twin))
+                given.setdefault(twin, cast(load, self.graph[twin].dtype))
+        return given
 
-    def _used(
-        self, roots: list[int], given: Mapping[int, Expr], exclude: int | None
-    ) -> set[int] | None:
+    def twins(self, c: int) -> dict[int, dict[Axis, Axis]]:
+        """The classes that are class `c` but for the names of axes, and what these are there."""
+        if c not in self._twins:
+            found = self._twins[c] = {}
+            for other in sorted(reducing(self.graph) - {c}):
+                if len(self.graph[other].free) == len(self.graph[c].free) > 1:
+                    terms = self._representative(c), self._representative(other)
+                    names = renaming(*terms, self._observer)
+                    if names is not None:
+                        found[other] = names
+        return self._twins[c]
+
+    def _used(self, root: int, known: Sequence[int]) -> set[int] | None:
         """The temporaries that the cheapest terms load; kept for other cuts, and not counted."""
-        allowed = {k: v for k, v in given.items() if k != exclude}
-        key = (tuple(roots), tuple((k, v) for k, v in allowed.items()))
+        key = root, tuple(known)
         if key not in self._uses:
-            self._uses[key] = self._loaded(roots, allowed)
+            self._uses[key] = self._loaded(root, known)
         return self._uses[key]
 
-    def _loaded(self, roots: list[int], allowed: Mapping[int, Expr]) -> set[int] | None:
-        g = self.graph
-        split = frozenset().union(*(g[r].free for r in roots))
-        terms = self._peek(roots, split, allowed)
+    def _loaded(self, root: int, known: Sequence[int]) -> set[int] | None:
+        terms = self._peek((root,), self.graph[root].free, self._given(known))
         if terms is None:
             return None
-        loaded = {n.attr for n in toposort(*terms) if n.op == "load"}
-        return {
-            k
-            for k, v in allowed.items()
-            for n in toposort(v)
-            if n.op == "load" and n.attr in loaded
-        }
+        loaded = {n.attr.name for n in toposort(*terms) if n.op == "load"}
+        return {c for c in known if self._target(f"@{c}")[0].shape.tensor.name in loaded}
 
     def _representative(self, c: int) -> Expr:
         """A term of a class, the program's own where it has one."""

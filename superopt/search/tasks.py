@@ -161,7 +161,12 @@ def worth_storing(space: Space, sizes: Sequence[Sizes]) -> list[Candidate]:
     largest = dict(max(sizes, key=lambda s: prod(v for _, v in s)))
     outputs = [t.number for t in space.outputs]
     most = ideal_bytes(space.program, largest) / 2
-    return candidates(space.graph, outputs, largest, most)
+    found = candidates(space.graph, outputs, largest, most)
+    return [
+        c
+        for n, c in enumerate(found)
+        if not any(c.number in space.twins(o.number) for o in found[:n])
+    ]
 
 
 def least_us(space: Space, sizes: Sizes, found: Sequence[Candidate]) -> tuple[float, list[float]]:
