@@ -44,8 +44,8 @@ def with_candidates(run: Run, profile: Profile) -> Run:
     known = {s: baselines(run.program, dict(s), profile) for s in run.sizes}
     outcome = replace(run.outcome, candidates=again)
     return replace(
-        run, profile=profile, outcome=outcome, baselines=known, drafts={}, refusals=[], picks=(),
-        seconds={},
+        run, profile=profile, outcome=outcome, left=list(again), baselines=known, drafts={},
+        refusals=[], picks=(), seconds={},
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from superopt.cost_model import timing
 from superopt.cost_model.profile import load_profile
 from superopt.emit.compile import load
 from superopt.errors import CheckFailed, UsageError
+from superopt.pipeline import Settings, searched
 
 ROOT = Path(superopt.__file__).parents[1]
 ROWS = torch.export.Dim("B", min=1, max=64)
@@ -304,6 +305,14 @@ def test_the_suite_names_its_experts_kernels() -> None:
     known = suite.suite()
     assert set(suite.PEERS) <= set(known)
     assert {s.name for s in suite.others(known)}.isdisjoint(known)
+
+
+def test_the_suites_table_configures_each_gpu_anew() -> None:
+    table = load(ROOT / "benchmarks/suite_table.py")
+    run = searched(small, Settings("h200"))
+    other = table.with_candidates(run, load_profile("a100"))
+    assert other.left == other.outcome.candidates
+    assert {id(c) for c in other.left}.isdisjoint(map(id, run.left))
 
 
 def test_the_suites_table_keeps_the_rows_of_other_entries(tmp_path: Path) -> None:
