@@ -16,14 +16,14 @@ from superopt import Tensor
 from superopt.cost_model.profile import load_profile
 from superopt.errors import CheckFailed, UsageError
 from superopt.mugraph.evaluate import run_program
-from superopt.mugraph.expr import Axis, axis, find, index, load, op, reduce, toposort
+from superopt.mugraph.expr import Axis, axis, cast, find, index, load, op, reduce, toposort
 from superopt.mugraph.expr import Tensor as Stored
 from superopt.mugraph.interpret import run_graph
 from superopt.mugraph.program import Config, Program, store, weights
 from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, Outcome, choices, search_program
-from superopt.search.fingerprint import HOSTILE, KINDS, relative_errors
+from superopt.search.fingerprint import HOSTILE, KINDS, Fingerprints, relative_errors
 from superopt.search.partition import Candidate, cuts, temporary
 from superopt.search.pool import ProcessPool
 from superopt.search.roles import share_axes
@@ -147,6 +147,32 @@ def test_a_class_with_a_guard_is_no_equal_of_what_it_guards() -> None:
     program = traced(lambda x: torch.logsumexp(x, 1), dtype=torch.float32, x=(64, 4096))
     for candidate in search(program).candidates:
         assert any(find(s.value, "where") for k in candidate.graph.kernels for s in k.stores)
+
+
+def test_equal_indices_are_met_in_samples() -> None:
+    """Else a selection by them would be one of its sides."""
+    i, j, n = (axis(Axis(name, index(2048))) for name in "ijn")
+    targets = Stored("y", (index(2048),), "i64", (index(0), index(2048)))
+    target = cast(load(targets, (j,)), "index")
+    for pair in ((i, j), (i, n), (i, target), (i, op("add", j, index(1)))):
+        found = np.asarray(Fingerprints().value(op("eq", *pair)))
+        assert 0 < found.mean() < 0.5, pair
+
+
+def test_a_selection_by_one_index_is_none_of_its_sides() -> None:
+    """However few of the places it is true at."""
+
+    def without(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        n = torch.arange(2048)
+        one, own = (torch.where(kept, x, 0.0) for kept in (n != 1234, n != y[:, None]))
+        return one.sum(-1), own.sum(-1)
+
+    targets = Tensor(64, dtype=torch.int64, range=(0, 2048))
+    spec = superopt.spec(x=Tensor(64, 2048), y=targets, dtype=torch.float32)(without)
+    for candidate in search(trace(spec).program).candidates:
+        values = [s.value for k in candidate.graph.kernels for s in k.stores]
+        assert 1234 in {n.attr for v in values for n in find(v, "const")}
+        assert "y" in {n.attr.name for v in values for n in find(v, "load")}
 
 
 def test_a_program_is_searched_as_written() -> None:

@@ -22,7 +22,9 @@ from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Axis, Expr
 from superopt.mugraph.ops import MONOIDS, OPS
 
-POINTS = 5  # index values an axis is sampled at, one in each fifth: both sides of a comparison
+POINTS = 5  # index values an axis is sampled at: the first, the last, both sides of a comparison,
+OWN = 3  # and one of its own; the others are the same for all, so that equal indices are met
+SMALL = 3  # of the smallest numbers that an integer takes
 TRUTH = (2, 4, 2, 0)  # fourths of a world's bools that are true: some masks hide nothing, or all
 SCALES = (4.0, 4.0, 60.0, 0.3, 4.0, 0.0, 60.0, 1e-9)  # of a world's floats: far apart, as
 # thresholds are; clamps by an epsilon matter where all is zero, or nearly
@@ -52,7 +54,7 @@ class Fingerprints:
     """Values of terms at sampled axis points; equal keys mean observationally equal terms.
 
     `precision`: the float type to compute in; at fp32, operands of dots are rounded as the dots
-    take them.
+    take them. `compared`: numbers that indices take too.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class Fingerprints:
         precision: type[np.floating[Any]] = np.float64,
         worlds: int = WORLDS,
         contents: Contents | None = None,
+        compared: Sequence[int] = (),
     ) -> None:
         self.seed = seed
         self.precision = precision
         self.worlds = worlds
         self.contents = contents or self._ordinary
+        self.compared = compared
         self.values: dict[Expr, Array] = {}
         self.dims: dict[Axis, int] = {}  # an axis's dimension from the right, in all arrays
         self._held: list[Expr] = []  # what can be computed again,
@@ -81,11 +85,19 @@ class Fingerprints:
         return Floats(scales, offsets)
 
     def points(self, a: Axis) -> Array:
-        extent = a.extent.attr if a.extent.op == "const" else 1 << 20
+        extent = int(self.value(a.extent))
         if extent <= POINTS + 1:
             return np.arange(extent)
+        found = self._shared(extent)
         rng = np.random.default_rng(_seed(self.seed, "axis", a.name))
-        return ((np.arange(POINTS) + rng.random(POINTS)) * extent / POINTS).astype(np.int64)
+        found[OWN] = int((OWN + rng.random()) * extent / POINTS)
+        return np.union1d(found, [n for n in self.compared if 0 <= n < extent]).astype(np.int64)
+
+    def _shared(self, extent: int) -> Array:
+        """0, two neighbours of the second and third fifth, one of the fourth, the last."""
+        first, other = np.random.default_rng(_seed(self.seed, "axes")).random(2)
+        low, high = int((1 + 2 * first) * extent / POINTS), int((3 + other) * extent / POINTS)
+        return np.asarray([0, low, low + 1, high, extent - 1])
 
     def value(self, root: Expr) -> Array:
         """An array over all axis names known so far; size 1 where the term does not vary."""
@@ -186,16 +198,19 @@ class Fingerprints:
         return np.where(self.values[node.args[-1]].astype(bool), v, np.zeros((), v.dtype))
 
     def _integers(self, state: Array, node: Expr) -> Array:
-        """Small numbers, of which many are equal, in half of the worlds; else as large as allowed.
+        """Small numbers and those at which axes are sampled, in half of the worlds; else all.
 
-        What has no bounds is compared with indices, or is an index: as large as axes are.
+        What has no bounds is compared with indices, or is an index: they are as large as axes are.
         """
         low, high = 0, 1 << 12
         if node.attr.bounds is not None:
             low, high = (int(self.value(e)) for e in node.attr.bounds)
-        count = max(high - low, 1)
+        few = np.union1d(low + np.arange(SMALL), [*self._shared(high), *self.compared])
+        few = few[(few >= low) & (few < max(high, low + 1))].astype(np.int64)
         large = np.arange(self.worlds) % 2 == 1
-        v: Array = np.where(large, low + state % count, low + state % min(count, 5))
+        v: Array = np.where(
+            large, low + state % max(high - low, 1), few[state % len(few)].astype(np.int64)
+        )
         return v
 
     def _product(self, body: Expr, operand: str) -> Array:

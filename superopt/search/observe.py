@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
 
+from superopt.mugraph.dtypes import is_float
 from superopt.mugraph.expr import Axis, Expr, Tensor, axis, find, substitute, toposort
 from superopt.search.egraph import EGraph
 from superopt.search.extract import Coster, Extractor, Weights
 from superopt.search.fingerprint import Fingerprints, Floats
 
 MOST_RENAMED = 4  # axes of a class
+MOST_NUMBERS = 4  # with which indices are compared
 INFINITE = 16  # worlds in which some of the float inputs hold nothing but one infinity
 
 
 class Observer:
     """Tells terms apart by their values, which are kept."""
 
-    def __init__(self) -> None:
-        self.values = Fingerprints()
-        self.extreme = Fingerprints(worlds=INFINITE, contents=_infinite)
+    def __init__(self, compared: Sequence[int] = ()) -> None:
+        self.values = Fingerprints(compared=compared)
+        self.extreme = Fingerprints(worlds=INFINITE, contents=_infinite, compared=compared)
 
     def key(self, term: Expr) -> bytes:
         return self.values.key(term)
@@ -39,7 +42,7 @@ def merge_equal(g: EGraph) -> int:
 
     The rules need not know every identity that a program happens to use.
     """
-    observer = Observer()
+    observer = Observer(_compared(g))
     terms = _representatives(g)
     seen: dict[tuple[bytes, str], list[int]] = {}
     merged = 0
@@ -58,6 +61,13 @@ def merge_equal(g: EGraph) -> int:
             merged += g.union(equal, c)
     g.rebuild()
     return merged
+
+
+def _compared(g: EGraph) -> list[int]:
+    """The least of the numbers that the program compares indices and integers with."""
+    pairs = (e.args for e in g.of if e.dtype == "bool" and len(e.args) == 2)
+    found = {a.attr for args in pairs for a in args if a.op == "const" and not is_float(a.dtype)}
+    return sorted(int(n) for n in found if not isinstance(n, bool))[:MOST_NUMBERS]
 
 
 def renaming(one: Expr, other: Expr, observer: Observer) -> dict[Axis, Axis] | None:

@@ -131,9 +131,6 @@ class Sample(Fingerprints):
 
     def _load(self, node: Expr) -> Array:
         v = np.asarray(super()._load(node))
-        if node.attr.bounds is not None and DTYPES[node.attr.dtype].kind == "int":
-            low, high = (int(self.value(e)) for e in node.attr.bounds)
-            return low + (np.asarray(PLACES)[v.astype(np.int64) % 3] * (high - low)).astype(int)
         if DTYPES[node.attr.dtype].kind != "float" or not self.hostile:
             return v
         v = np.broadcast_to(v, np.broadcast_shapes(v.shape, (self.worlds,))).copy()
@@ -144,6 +141,12 @@ class Sample(Fingerprints):
                 changed = special(v[..., n], chance[..., n])
                 v[..., n] = np.where(guard[..., n], changed, v[..., n])
         return v
+
+    def _integers(self, state: Array, node: Expr) -> Array:
+        if node.attr.bounds is None:
+            return super()._integers(state, node)
+        low, high = (int(self.value(e)) for e in node.attr.bounds)
+        return np.asarray(low + (np.asarray(PLACES)[state % 3] * (high - low)).astype(int))
 
     def _special(self, name: str) -> Iterator[tuple[int, Special]]:
         """The worlds in which a tensor's values are special, and how."""
