@@ -36,9 +36,9 @@ def _least_beside(model: KernelModel, a: Axis) -> int:
     beside = {
         other
         for f in model.parts
-        for access in f.accesses
-        if a in access.free
-        for other in access.free
+        for free in ({x.free for x in f.accesses} | {w.free for w in f.work})
+        if a in free
+        for other in free
         if other != a and f.roles.get(other) in ("whole", "loop")
     }
     if not beside:
