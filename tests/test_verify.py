@@ -23,7 +23,7 @@ from superopt.mugraph.expr import (
 from superopt.mugraph.ops import PRIME
 from superopt.mugraph.program import Program, Store, store
 from superopt.verify import Verdict, check_graph
-from superopt.verify.closed import NotClosed, pair
+from superopt.verify.closed import NotClosed, pair, work
 from superopt.verify.degree import Degrees
 from superopt.verify.draws import draw, normal, sample_sizes
 from superopt.verify.field import field_check, miss_chance
@@ -46,6 +46,12 @@ def program(value: Expr, *before: Store) -> Program:
 
 def product(a: Tensor, b: Tensor, to: Tensor) -> Store:
     return store(to, (R, J), reduce("sum", (K,), op("mul", at(a, R, K), at(b, K, J))))
+
+
+def test_work_counts_a_bound_axis_whole_where_a_stored_one_has_its_name() -> None:
+    rows = reduce("sum", (J,), at(X, K, J))
+    assert work([rows], {J: 1}, {}) == work([rows], {}, {}) > N * N
+    assert work([at(X, K, J)], {J: 1}, {}) < work([at(X, K, J)], {}, {})
 
 
 def chain(left: bool) -> Program:

@@ -182,12 +182,25 @@ def factors(roots: Iterable[Expr]) -> frozenset[Tensor]:
 
 
 def work(roots: Iterable[Expr], count: Mapping[Axis, int], sizes: Mapping[str, int]) -> int:
-    """Scalar operations to evaluate `roots` where the axes of `count` take so many values each."""
+    """Scalar operations to evaluate `roots` where the axes of `count` take so many values each.
+
+    Where a reduction binds an axis of that name it takes all.
+    """
     total = 0
-    for node in toposort(*roots):
-        axes = set(node.free) | (set(node.attr.axes) if node.op in BINDERS else set())
-        extents = (count[a] if a in count else extent_value(a.extent, dict(sizes)) for a in axes)
+    stack: list[tuple[Expr, frozenset[Axis]]] = [(root, frozenset()) for root in roots]
+    seen = set(stack)
+    while stack:
+        node, whole = stack.pop()
+        bound = frozenset(node.attr.axes) if node.op in BINDERS else frozenset()
+        whole |= bound & count.keys()
+        extents = (
+            count[a] if a in count and a not in whole else extent_value(a.extent, dict(sizes))
+            for a in node.free | bound
+        )
         total += int(np.prod([float(n) for n in extents]))
+        below = {(a, whole & a.free) for a in node.args} - seen
+        seen |= below
+        stack.extend(below)
     return total
 
 

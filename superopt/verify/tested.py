@@ -36,16 +36,16 @@ SLACK = 2.0**10  # over one unit in the last place: long sums, and functions cal
 UNIT = 2.0**-52
 ENOUGH = 64  # elements of an output: a comparison that falls one way in few of them shows itself
 MOST_DRAWS = 16
-HEAVY = 1 << 28  # operations for one element: one size and one draw must do
+HEAVY = 1 << 26  # operations for one element of all outputs, over the draws at one size
 
 
 def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Verdict:
     """Compare on normal inputs, on those of one sign, and on few whole numbers (zeros, ties).
 
     At the sizes of `sample_sizes`; elements are sampled where evaluating all would be slow, and
-    where an output has few, normal inputs are drawn several times; where one element takes HEAVY
-    operations, once at the first size. A refusal's witness has the sizes, tensor, index, and both
-    values.
+    where an output has few, normal inputs are drawn several times. Where one element takes many
+    operations there are fewer draws, and from HEAVY on one at the first size. A refusal's witness
+    has the sizes, tensor, index, and both values.
     """
     program = as_program(candidate)
     try:
@@ -56,10 +56,10 @@ def tested(original: Program, candidate: Program | KernelGraph, seed: int) -> Ve
     for n, sizes in enumerate(draws.sample_sizes(original.symbols)):
         if message := _uncovered(pairs, sizes):
             return Verdict("refused", message, witness={"sizes": sizes})
-        heavy = _is_heavy(original, sizes)
-        if tried and heavy:
+        most = HEAVY // _work(original, sizes)
+        if tried and not most:
             continue
-        for draw, floats in enumerate([draws.normal] if heavy else _draws(original, sizes)):
+        for draw, floats in enumerate(_draws(original, sizes)[: max(most, 1)]):
             witness = _compare(original, pairs, sizes, draws.seed_of(seed, n, draw), floats)
             if witness:
                 return Verdict("refused", _sentence(witness), witness=witness)
@@ -73,11 +73,13 @@ def _draws(program: Program, sizes: Mapping[str, int]) -> list[Callable[[Array],
         int(np.prod([extent_value(e, dict(sizes)) for e in t.shape])) for t in program.outputs
     )
     normal = min(MOST_DRAWS, 1 + ENOUGH // max(least, 1))
-    return [draws.positive, draws.negative, draws.few, *[draws.normal] * normal]
+    others = [draws.positive, draws.negative, draws.few]
+    return [draws.normal, *others, *[draws.normal] * (normal - 1)]
 
 
-def _is_heavy(program: Program, sizes: Mapping[str, int]) -> bool:
-    return work(program.roots, {a: 1 for s in program.stores for a in s.axes}, sizes) > HEAVY
+def _work(program: Program, sizes: Mapping[str, int]) -> int:
+    """Operations for one element of each store."""
+    return max(1, work(program.roots, {a: 1 for s in program.stores for a in s.axes}, sizes))
 
 
 def describe(tried: Sequence[Mapping[str, int]]) -> str:
