@@ -105,7 +105,13 @@ def summed(x: torch.Tensor) -> torch.Tensor:
     return x.float().sum(-1)
 
 
+def entropy(x: torch.Tensor) -> torch.Tensor:
+    logged = torch.log_softmax(x.float(), dim=-1)
+    return -(logged.exp() * logged).sum(-1)
+
+
 SHAPES = {
+    entropy: {"x": Tensor(B, 50257)},
     weighted: {"x": Tensor(B, 39999), "y": Tensor(B, 39999)},
     spread: {"x": Tensor(B, 262144)},
     summed: {"x": Tensor(B, 64)},
@@ -139,12 +145,18 @@ def moments(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return searched(spread, tmp_path_factory.mktemp("moments"))
 
 
-@pytest.mark.parametrize("name", ["online", "moments"])
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return searched(entropy, tmp_path_factory.mktemp("logged"))
+
+
+@pytest.mark.parametrize("name", ["online", "moments", "logged"])
 def test_each_law_that_is_cited_is_needed(name: str, request: pytest.FixtureRequest) -> None:
     path, traced, _ = request.getfixturevalue(name)
     (whole,) = proofs([(path, traced.program, [])])
     assert whole["kind"] == "proved", whole["why"]
     assert {"induction", "two indices as one"} <= set(whole["laws"])
+    assert ("exp of a log" in whole["laws"]) is (name == "logged")
     others = [law for law in LAWS if law not in whole["laws"]]
     jobs = [(path, traced.program, [law, *others]) for law in whole["laws"]]
     assert "proved" not in [found["kind"] for found in proofs(jobs)]

@@ -18,6 +18,7 @@ LAWS = {
     "exp of a sum": "exp(a + b) = exp(a) * exp(b)",
     "exp of a multiple": "exp(c * a) = exp(a) ** c",
     "log of a product": "log(a * b) = log(a) + log(b) for a, b > 0; log(exp(a)) = a",
+    "exp of a log": "exp(log(a)) = a, for a > 0",
     "exp grows": "max[n] exp(f) = exp(max[n] f); exp(a) = exp(b) iff a = b",
     "power of a product": "(a * b) ** e = a ** e * b ** e, where e is whole or a > 0",
     "sums are linear": "sum[n](c * f + d * g) = c * sum[n] f + d * sum[n] g, c and d without n",

@@ -382,9 +382,7 @@ def _surely_positive(x: Real) -> Product:
     """What all terms have as a positive factor; sums of such are none where they divide."""
 
     def sure(f: Factor, e: Fraction) -> bool:
-        if f.kind != "sum" or e > 0:
-            return is_positive(f)
-        return all(c > 0 and all(is_positive(g) for g, _ in p) for p, c in f.args[2].terms)
+        return is_positive(f) or (e < 0 and _not_negative(f))
 
     return tuple((f, e) for f, e in _common(x, only_positive=False) if sure(f, e))
 
@@ -405,17 +403,37 @@ def _quotient(p: Product, by: Product) -> Product:
 
 
 def exponential(x: Real) -> Real:
-    """exp of a sum, as the product of its terms' exp; of a term c*t as exp(t)^c."""
+    """exp of a sum, as the product of its terms' exp; of a term c*t as exp(t)^c, of log(a) a."""
     multiple = any(c != 1 for p, c in x.terms if p)
     if (len(x.terms) > 1 and not law("exp of a sum")) or (
         multiple and not law("exp of a multiple")
     ):
         return real(Factor("exp", (x,)))
     powers: dict[Factor, Fraction] = {}
+    others = real(1)
     for p, c in x.terms:  # of a constant: exp(1)^c
+        if (of := _logged(p)) is not None and law("exp of a log"):
+            others = others * power(of, c)
+            continue
         f = Factor("exp", (Real(((p, Fraction(1)),)),))
         powers[f] = powers.get(f, Fraction(0)) + c
-    return Real.of({_sorted(powers): Fraction(1)})
+    return others * Real.of({_sorted(powers): Fraction(1)})
+
+
+def _logged(p: Product) -> Real | None:
+    """What a product is the log of, where that cannot be negative: then it has none at 0 only."""
+    if len(p) != 1 or p[0][0].kind != "log" or p[0][1] != 1:
+        return None
+    (x,) = p[0][0].args
+    surely = all(c > 0 and all(_not_negative(f) for f, _ in q) for q, c in x.terms)
+    return x if surely else None
+
+
+def _not_negative(f: Factor) -> bool:
+    """Whether a factor is exp of something, or a sum of products of such."""
+    if f.kind != "sum":
+        return is_positive(f)
+    return all(c > 0 and all(is_positive(g) for g, _ in q) for q, c in f.args[2].terms)
 
 
 def logarithm(x: Real) -> Real:
