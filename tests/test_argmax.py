@@ -115,8 +115,8 @@ EDITS = {
     },
     "of logits": {
         "not where it is reached": (REACHED, "(x <= x_max_new[:, None])"),
-        "of another element": ("tl.exp(x_max - x_max)", "tl.exp(x_max - x_max - 0.1)"),
-        "of the sum's square": ("exp * (exp / exp_sum)", "exp / exp_sum / exp_sum"),
+        "of another element": (" - x_max) * exp_sum", " - x_max - 0.1) * exp_sum"),
+        "of the sum's square": ("1.0 / product", "1.0 / product / exp_sum"),
     },
     "nearest": {
         "the farthest": ("t0_min = min_along(t0, 1)", "t0_min = tl.max(t0, axis=1)"),

@@ -118,6 +118,10 @@ EXCHANGED = Fold("sum[k] c*sum[j] a*b", lambda n: E(n) * TERM(n))
 
 ROOT = z3.Function("sqrt", z3.RealSort(), z3.RealSort())
 RSQRT = z3.Function("rsqrt", z3.RealSort(), z3.RealSort())
+EXP = z3.Function("exp", z3.RealSort(), z3.RealSort())
+LOG = z3.Function("log", z3.RealSort(), z3.RealSort())
+SUM_OF_EXPS = EXP(A + B) == EXP(A) * EXP(B)  # by what exp is, and log
+INVERSES = z3.And(z3.Implies(A > 0, EXP(LOG(A)) == A), EXP(LOG(A)) * EXP(-LOG(A)) == 1)
 PROOFS: dict[str, list[ByInduction | Directly]] = {
     "factor-leaves-sum": [ByInduction((SCALED, SUM_E), SCALED, lambda n: C * SUM_E(n))],
     "sum-nests": [
@@ -143,6 +147,8 @@ PROOFS: dict[str, list[ByInduction | Directly]] = {
         Directly(z3.Implies(RSQRT(A) * ROOT(A) == 1, 1 / ROOT(A) == RSQRT(A)))
     ],
     "product-flattens": [Directly(A * (B * C) == A * B * C)],
+    "exp-of-total": [Directly(z3.Implies(SUM_OF_EXPS, EXP(A + B) == EXP(A) * EXP(B)))],
+    "exp-of-log": [Directly(z3.Implies(INVERSES, EXP(-LOG(A)) == 1 / A), A > 0)],
 }  # fmt: skip
 
 

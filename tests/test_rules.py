@@ -41,6 +41,8 @@ CASES = {
     "inverse-of-product": op("div", ONE, mul(A, C)),
     "inverse-of-root": op("div", C, op("sqrt", op("abs", A))),
     "product-flattens": mul(C, reduce("sum", [K], mul(C, A))),
+    "exp-of-total": mul(op("exp", A), op("exp", op("add", A, C))),
+    "exp-of-log": op("exp", op("neg", op("log", reduce("sum", [K], op("exp", A))))),
 }  # fmt: skip
 REFUSED = {  # beside each, what just misses its condition
     "factor-leaves-sum": reduce("sum", [K], mul(A, B)),
@@ -55,6 +57,8 @@ REFUSED = {  # beside each, what just misses its condition
     "inverse-of-product": op("div", ONE, op("add", A, C)),
     "inverse-of-root": op("div", ONE, op("exp", A)),
     "product-flattens": op("add", C, mul(C, A)),
+    "exp-of-total": mul(op("exp", A), op("exp", op("add", A, x("e", R, K)))),
+    "exp-of-log": op("exp", op("neg", op("log", reduce("sum", [K], A)))),
 }  # fmt: skip
 
 

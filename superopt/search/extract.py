@@ -77,6 +77,7 @@ class Coster:
         self.below: dict[Expr, frozenset[Expr]] = {}  # the nodes of terms, themselves included
         self.total: dict[Expr, int] = {}
         self.depth: dict[Expr, int] = {}
+        self.reduced: dict[Expr, frozenset[Expr]] = {}
 
     def node(self, e: Expr) -> int:
         cost = self.own.get(e)
@@ -115,6 +116,8 @@ class Coster:
 
     def _nodes(self, e: Expr) -> frozenset[Expr]:
         """All nodes of a term; those of terms in it that have been looked at are known."""
+        if (whole := self.below.get(e)) is not None:
+            return whole
         found: set[Expr] = set()
         stack = [e]
         while stack:
@@ -128,6 +131,13 @@ class Coster:
                 stack.extend(n.args)
         self.below[e] = frozenset(found)
         return self.below[e]
+
+    def reductions(self, e: Expr) -> frozenset[Expr]:
+        """The reductions of a term, those in others too."""
+        known = self.reduced.get(e)
+        if known is None:
+            known = self.reduced[e] = frozenset(n for n in self._nodes(e) if n.op == "reduce")
+        return known
 
     def passes(self, e: Expr) -> int:
         """How many reductions follow one another, each of which uses the result of the last."""
@@ -246,13 +256,22 @@ class Extractor:
         """
         if self.accuracy is None or len(ordered) < 2:
             return ordered[:1]
-        best = ordered[:KEEP]
         safe = [t for t, ok in zip(ordered, self.accuracy.safe(ordered), strict=True) if ok]
+        kept = {*self._of_each_kind(ordered), *self._of_each_kind(safe)}
+        ordered, safe = ([t for t in own if t in kept] for own in (ordered, safe))
+        best = ordered[:KEEP]
         self.accurate[c] = min(safe or ordered, key=self.cost)
         self.shallow[c] = self._by_passes(ordered, set(safe))
         missing = [t for t in safe[:SAFE] if t not in best]
         best = [*best[: KEEP - len(missing)], *missing]
         return list(dict.fromkeys([*best, *self.shallow[c].values()]))
+
+    def _of_each_kind(self, ordered: list[Expr]) -> list[Expr]:
+        """The first of the terms that are made of the same reductions: for each set of these."""
+        found: dict[frozenset[Expr], Expr] = {}
+        for t in ordered:
+            found.setdefault(self.cost.reductions(t), t)
+        return list(found.values())
 
     def _by_passes(self, ordered: list[Expr], safe: set[Expr]) -> dict[int, Expr]:
         """For each number of passes below the cheapest term's: the cheapest, accurate if any is."""

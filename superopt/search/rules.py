@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import inf, isfinite
 
 from superopt.mugraph.expr import Axis, cast
 from superopt.mugraph.index import mul as index_mul
 from superopt.search.egraph import EGraph, ENode
 
+MOST_TERMS = 5  # of a sum whose exp is parted
 Apply = Callable[[EGraph, int, ENode], Iterator[int]]
 
 
@@ -187,6 +189,41 @@ def _factor_leaves_total(g: EGraph, c: int, n: ENode) -> Iterator[int]:
         yield g.add(ENode("+", n.attr, tuple(sorted([*others, gathered]))), dtype)
 
 
+def _exp_of_total(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    for plus in [m for m in g[n.children[0]].nodes if m.op == "+"] if n.op == "exp" else ():
+        terms, dtype = plus.children, g[c].dtype
+        for count in range(1, len(terms)) if len(terms) <= MOST_TERMS else ():
+            for part in combinations(range(len(terms)), count):
+                rest = [t for i, t in enumerate(terms) if i not in part]
+                known = _there(g, [terms[i] for i in part], n)
+                free = frozenset().union(*(g[t].free for t in rest))
+                if known is not None and free < g[c].free:
+                    own = g.add(ENode("exp", n.attr, (g.total(plus.attr, rest, dtype),)), dtype)
+                    yield g.product(1.0, [known, own], dtype)
+
+
+def _there(g: EGraph, terms: list[int], exp: ENode) -> int | None:
+    """The class of an exp of a sum of terms, where the graph has it."""
+    total = g.number.get(ENode("+", 0.0, tuple(sorted(terms)))) if len(terms) > 1 else terms[0]
+    known = None if total is None else g.number.get(ENode("exp", exp.attr, (g.find(total),)))
+    return None if known is None else g.find(known)
+
+
+def _exp_of_log(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    for product in _products(g, n.children[0]) if n.op == "exp" else ():
+        for log in g[product.children[0]].nodes if product.attr == -1.0 else ():
+            if log.op == "log" and len(product.children) == 1 and _positive(g, log.children[0]):
+                yield g.inverse(log.children[0], g[c].dtype)
+
+
+def _positive(g: EGraph, c: int) -> bool:
+    """Whether a class is an exp, or a reduction of some."""
+    nodes = g[c].nodes
+    return any(n.op == "exp" for n in nodes) or any(
+        _positive(g, n.children[0]) for n in nodes if n.op == "reduce"
+    )
+
+
 def _without(g: EGraph, product: ENode, factor: int, dtype: str) -> int:
     left = list(product.children)
     left.remove(factor)
@@ -212,6 +249,10 @@ RULES: tuple[Rule, ...] = (
          _inverse_of_product),
     Rule("inverse-of-root", "1/sqrt(a) -> rsqrt(a)", "none", _inverse_of_root),
     Rule("product-flattens", "a*(b*c) -> a*b*c", "none", _product_flattens),
+    Rule("exp-of-total", "exp(a+b) -> exp(a) * exp(b)",
+         "exp(a) is computed anyway, b does not vary along all axes", _exp_of_total),
+    Rule("exp-of-log", "exp(-log(a)) -> 1/a", "a is positive: an exp, or a reduction of some",
+         _exp_of_log),
 )  # fmt: skip
 
 
