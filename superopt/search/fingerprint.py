@@ -208,9 +208,7 @@ class Fingerprints:
         few = np.union1d(low + np.arange(SMALL), [*self._shared(high), *self.compared])
         few = few[(few >= low) & (few < max(high, low + 1))].astype(np.int64)
         large = np.arange(self.worlds) % 2 == 1
-        v: Array = np.where(
-            large, low + state % max(high - low, 1), few[state % len(few)].astype(np.int64)
-        )
+        v: Array = np.where(large, low + state % max(high - low, 1), few[state % len(few)])
         return v
 
     def _product(self, body: Expr, operand: str) -> Array:

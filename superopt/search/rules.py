@@ -218,10 +218,15 @@ def _exp_of_log(g: EGraph, c: int, n: ENode) -> Iterator[int]:
 
 def _positive(g: EGraph, c: int) -> bool:
     """Whether a class is an exp, or a reduction of some."""
-    nodes = g[c].nodes
-    return any(n.op == "exp" for n in nodes) or any(
-        _positive(g, n.children[0]) for n in nodes if n.op == "reduce"
-    )
+    stack, seen = [g.find(c)], set[int]()
+    while stack:
+        k = stack.pop()
+        if any(n.op == "exp" for n in g[k].nodes):
+            return True
+        seen.add(k)
+        below = {g.find(n.children[0]) for n in g[k].nodes if n.op == "reduce"}
+        stack.extend(below - seen)
+    return False
 
 
 def _without(g: EGraph, product: ENode, factor: int, dtype: str) -> int:
