@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations, product
 from math import prod
 
@@ -266,11 +267,15 @@ class Space:
                 given.setdefault(twin, cast(load, self.graph[twin].dtype))
         return given
 
+    @cached_property
+    def _reducing(self) -> set[int]:
+        return reducing(self.graph)
+
     def twins(self, c: int) -> dict[int, dict[Axis, Axis]]:
         """The classes that are class `c` but for the names of axes, and what these are there."""
         if c not in self._twins:
             found = self._twins[c] = {}
-            for other in sorted(reducing(self.graph) - {c}):
+            for other in sorted(self._reducing - {c}):
                 if len(self.graph[other].free) == len(self.graph[c].free) > 1:
                     terms = self._representative(c), self._representative(other)
                     names = renaming(*terms, self._observer)

@@ -56,6 +56,7 @@ from superopt.verify.reals import (
     given,
     is_positive,
     logarithm,
+    made_of_exps,
     over,
     positive,
     power,
@@ -521,8 +522,7 @@ def without_terms(c: Cond) -> Cond | None:
 def _positive(f: Factor) -> bool:
     """Whether all that a sum adds up is positive."""
     _, domain, body = f.args
-    positive_terms = (k > 0 and all(is_positive(g) for g, _ in p) for p, k in body.terms)
-    return not compares(domain) and all(positive_terms)
+    return not compares(domain) and made_of_exps(body)
 
 
 def _difference(one: Real, two: Real) -> Real:

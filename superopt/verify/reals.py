@@ -431,9 +431,12 @@ def _logged(p: Product) -> Real | None:
 
 def _not_negative(f: Factor) -> bool:
     """Whether a factor is exp of something, or a sum of products of such."""
-    if f.kind != "sum":
-        return is_positive(f)
-    return all(c > 0 and all(is_positive(g) for g, _ in q) for q, c in f.args[2].terms)
+    return is_positive(f) or (f.kind == "sum" and made_of_exps(f.args[2]))
+
+
+def made_of_exps(x: Real) -> bool:
+    """Whether all terms are products of exps, times positive numbers."""
+    return all(c > 0 and all(is_positive(f) for f, _ in p) for p, c in x.terms)
 
 
 def logarithm(x: Real) -> Real:

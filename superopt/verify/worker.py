@@ -451,7 +451,8 @@ class Reference:
     `at`: their indices; `mask`: which were written. `exact`: float64's values; `tamed`: the same
     with each of `TAME` in place of inputs that are not finite. `eager`: eager's; `emulated`: what
     it gives where every operator is rounded to its own type; `disturbed`: and then is off by up to
-    one unit in its last place, where no rounding can decide a comparison.
+    one unit in its last place, where no rounding can decide a comparison. `lost`: finite where an
+    infinity may come out as NaN; see `unless_regrouped`.
     """
 
     at: tuple[Array, ...]
