@@ -18,11 +18,11 @@ import statistics
 import sys
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import cache, partial
 from math import inf
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +31,7 @@ if "--rehearse" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
 from superopt.bench import Kernel, error_of, in_float64, in_turn, outputs
+from superopt.cost_model.beforehand import beforehand
 from superopt.cost_model.configs import ranked
 from superopt.cost_model.model import KernelModel, Prediction
 from superopt.cost_model.profile import load_profile
@@ -44,12 +45,13 @@ from superopt.cost_model.timing import (
     write_json,
 )
 from superopt.emit.compile import launches
+from superopt.errors import CheckFailed
 from superopt.mugraph.program import Config
 from superopt.mugraph.text import parse_graph
 
 TIMED, FIRST = 16, 8  # configurations of a pair; of these, the model's first
 ALL = 10_000
-WORKERS = 12  # that compile beforehand
+AHEAD = 4  # pairs whose configurations compile while others are timed
 
 
 def entry_of(config: Config, known: dict[str, int]) -> dict[str, int]:
@@ -124,39 +126,45 @@ def compile_one(folder: Path, sizes: dict[str, int], entry: dict[str, int]) -> s
     return ""
 
 
-@cache
-def compilers() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
+@dataclass(frozen=True)
+class Task:
+    """A pair that is to be timed: its sizes and candidates, and their compilations under way."""
+
+    sizes: dict[str, int]
+    found: list[tuple[dict[str, int], Prediction]]
+    compiling: list[Future[str]]
 
 
-def warm(folder: Path, sizes: dict[str, int], entries: list[dict[str, int]]) -> None:
-    for text in compilers().map(partial(compile_one, folder, sizes), entries):
-        if text:
-            print(f"  compiling beforehand: {text}", flush=True)
-
-
-def study(kernel: Kernel, folder: Path, n: int, target: str, clock: Clock) -> dict[str, Any] | str:
-    """One pair; a text says why it is left out."""
+def prepared(kernel: Kernel, folder: Path, n: int, target: str, clock: Clock) -> Task | str:
+    """Begin to compile a pair's candidates; a text says why it is left out."""
     sizes = dict(kernel.report["sizes"][n]["sizes"])
     if clock.kind == "rehearsed":
         sizes = kernel.toy(sizes)
     own = slots(kernel.module, sizes)
     if not own:
         return "more than one launch"
-    original = dict(own[0])
-    found = candidates(kernel, n, target, sizes, original)
+    found = candidates(kernel, n, target, sizes, own[0])
     if not found:
         return "the µGraph's axes do not map to kernel.py's tiles"
     if clock.kind == "rehearsed":
-        found = found[:3]
-    else:
-        warm(folder, sizes, [entry for entry, _ in found])
-    inputs = kernel.inputs(sizes, 0, clock.device)
+        return Task(sizes, found[:3], [])
+    tasks = [partial(compile_one, folder, sizes, entry) for entry, _ in found]
+    return Task(sizes, found, beforehand(tasks))
+
+
+def study(kernel: Kernel, task: Task, clock: Clock) -> dict[str, Any]:
+    """Time a pair's candidates, those that are right."""
+    for compiling in task.compiling:
+        if text := compiling.result():
+            print(f"  compiling beforehand: {text}", flush=True)
+    own = slots(kernel.module, task.sizes)
+    original = dict(own[0])
+    inputs = kernel.inputs(task.sizes, 0, clock.device)
     eager = outputs(kernel.module.reference(*inputs))
     want = in_float64(kernel.module.reference, inputs)
     rows: list[dict[str, Any]] = []
     calls: dict[str, Any] = {}
-    for rank, (entry, prediction) in enumerate(found):
+    for rank, (entry, prediction) in enumerate(task.found):
         rows.append({"rank": rank, "config": entry, "predicted_us": prediction.time_us})
         put(own, entry)
         try:
@@ -217,6 +225,20 @@ def summary(pairs: list[dict[str, Any]]) -> Iterator[str]:
         yield f"Spearman: median {statistics.median(ranks):.2f}, least {min(ranks):.2f}"
 
 
+def key_of(kernel: Kernel, n: int, clock: Clock) -> dict[str, Any]:
+    return {"kernel": kernel.name, "digest": kernel.digest, "size": n, "kind": clock.kind}
+
+
+def attempt(step: Callable[..., Any], *given: Any) -> Any:
+    """What the step gives, or why it failed: of a pair, not of all."""
+    try:
+        return step(*given)
+    except CheckFailed:  # the GPU is lost
+        raise
+    except Exception as error:
+        return failure(error)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR/NAME")
@@ -232,23 +254,25 @@ def main() -> int:
     if options.out.exists():
         data["pairs"] = json.loads(options.out.read_text())["pairs"]
     done = {(p["kernel"], p["digest"], p["size"], p["kind"]) for p in data["pairs"]}
-    for kernel, n in in_turn(kernels):
-        key = {"kernel": kernel.name, "digest": kernel.digest, "size": n, "kind": clock.kind}
-        if tuple(key.values()) in done:
-            continue
+    todo = [(k, n) for k, n in in_turn(kernels) if tuple(key_of(k, n, clock).values()) not in done]
+    tasks: list[Task | str] = []
+    for place, (kernel, n) in enumerate(todo):
         about = f"{kernel.name} at {kernel.report['sizes'][n]['sizes']}"
         result: dict[str, Any] | str = "no time was left"
         if time.monotonic() - start < options.seconds:
-            try:
-                result = study(kernel, where[kernel.digest], n, options.profile, clock)
-            except Exception as error:  # of a pair, not of all: it is named among those left out
-                result = failure(error)
+            for k, at in todo[len(tasks) : place + AHEAD]:
+                tasks.append(attempt(prepared, k, where[k.digest], at, options.profile, clock))
+            task = tasks[place]
+            result = task if isinstance(task, str) else attempt(study, kernel, task, clock)
         if isinstance(result, str):
             data["left_out"].append(f"{about}: {result}")
         else:
-            data["pairs"].append(key | {"at": about} | result)
+            data["pairs"].append(key_of(kernel, n, clock) | {"at": about} | result)
             print(f"{about}: top 1 {result['top_1']}, top 8 {result['top_8']}", flush=True)
         write_json(options.out, data)
+    for task in tasks:
+        for compiling in [] if isinstance(task, str) else task.compiling:
+            compiling.cancel()  # where no time was left
     for line in [*data["left_out"], *summary(data["pairs"]), f"{clock.kind}: {options.out}"]:
         print(line)
     return 0

@@ -13,8 +13,10 @@ import json
 import runpy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,9 +24,12 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from superopt.cost_model.beforehand import beforehand
+from superopt.cost_model.microbench import empty_kernel
 from superopt.cost_model.profile import load_profile
 from superopt.cost_model.timing import (
     Clock,
+    CudaClock,
     Timing,
     environment,
     failure,
@@ -194,13 +199,13 @@ def check(
 # -- one kernel at one size -------------------------------------------------------------------
 
 
-def peers_of(kernel: Kernel, clock: Clock, experts: Peers, tuned: bool) -> dict[str, Function]:
+def peers_of(kernel: Kernel, compiler: str, experts: Peers, tuned: bool) -> dict[str, Function]:
     """What a kernel is compared with, itself first: eager, torch.compile and experts' kernels, or
     (`tuned`) torch.compile's long search alone, which takes minutes."""
     reference = kernel.module.reference
-    compiled = partial(torch.compile, reference, dynamic=False, backend=clock.compiler)
+    compiled = partial(torch.compile, reference, dynamic=False, backend=compiler)
     if tuned:
-        mode = {} if clock.compiler == "eager" else {"mode": "max-autotune-no-cudagraphs"}
+        mode = {} if compiler == "eager" else {"mode": "max-autotune-no-cudagraphs"}
         return {OURS: kernel.function, TUNED: compiled(**mode)}
     found = {OURS: kernel.function, EAGER: reference, COMPILED: compiled()}
     return found | dict(experts.get(kernel.name, {}))
@@ -217,7 +222,7 @@ def measure(
     """Rows of the table for one size: each peer, called and as a graph. `row`: of the report."""
     torch._dynamo.reset()
     sizes = kernel.toy(row["sizes"]) if clock.kind == "rehearsed" else dict(row["sizes"])
-    peers = peers_of(kernel, clock, experts, tuned)
+    peers = peers_of(kernel, clock.compiler, experts, tuned)
     rows = _measured(kernel, row, sizes, peers, clock, seconds, seed=0)
     if flag := suspicious(rows, experts.get(kernel.name, {})):
         again = _measured(kernel, row, sizes, peers, clock, seconds, seed=1)
@@ -337,50 +342,91 @@ def in_turn(kernels: Sequence[Kernel]) -> Iterator[tuple[Kernel, int]]:
         yield from ((k, n) for k in kernels if n < len(k.report["sizes"]))
 
 
-def plan(kernels: Sequence[Kernel]) -> Iterator[tuple[Kernel, int, bool]]:
+def stages(kernels: Sequence[Kernel]) -> list[list[tuple[Kernel, int, bool]]]:
     """Every kernel's first size, torch.compile's long search at these, then the other sizes."""
     steps = list(in_turn(kernels))
-    yield from ((k, n, False) for k, n in steps if n == 0)
-    yield from ((k, n, True) for k, n in steps if n == 0)
-    yield from ((k, n, False) for k, n in steps if n > 0)
+    return [
+        [(k, n, False) for k, n in steps if n == 0],
+        [(k, n, True) for k, n in steps if n == 0],
+        [(k, n, False) for k, n in steps if n > 0],
+    ]
+
+
+def nothing(clock: Clock) -> dict[str, float]:
+    """Microseconds that the clock sees where an empty kernel is called, and replayed as a graph:
+    every time of a row holds as much."""
+    out = torch.empty(1, device=clock.device)
+    call = partial(empty_kernel[(1,)], out)
+    call()
+    found = interleaved({"call": call, "graph": clock.graph(call)}, clock, 0.1)
+    return {mode: t.median_us for mode, t in found.items() if isinstance(t, Timing)}
+
+
+loaded = cache(Kernel.of)
+experts_of = cache(read_peers)
+
+
+def compile_peers(folder: Path, n: int, peers: Path | None) -> str:
+    """In a process of its own: call what compiles once, at the kernel's nth size."""
+    kernel = loaded(folder)
+    compiled = peers_of(kernel, CudaClock.compiler, experts_of(peers), tuned=False)
+    inputs = kernel.inputs(dict(kernel.report["sizes"][n]["sizes"]), 0, CudaClock.device)
+    for name in compiled.keys() - {EAGER}:
+        with suppress(Exception):  # it is met again, and recorded, where it is timed
+            compiled[name](*inputs)
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()
+    return ""
 
 
 def bench(
-    folders: Sequence[Path], out: Path, clock: Clock, experts: Peers, seconds: float, each: float
+    folders: Sequence[Path],
+    out: Path,
+    clock: Clock,
+    peers: Path | None,
+    seconds: float,
+    each: float,
 ) -> dict[str, Any]:
     """Measure until `seconds` are over, about `each` for the rounds of a size; write `out`.
 
-    Goes by `plan`. Returns what bench.json holds; what stands there for the same kernel is not
-    run again.
+    `peers`: a file as `read_peers` takes. Goes by `stages`. Returns what bench.json holds; what
+    stands there for the same kernel is not run again.
     """
+    experts = read_peers(peers)
     kernels = [Kernel.of(f) for f in folders]
+    where = dict(zip((k.digest for k in kernels), folders, strict=True))
     _refuse_other_gpu(kernels, clock)
     stem = STEMS[clock.kind]
     path, start = out / f"{stem}.json", time.monotonic()
     data: dict[str, Any] = {"environment": environment(clock), "rows": [], "left_out": []}
+    data["environment"]["nothing_us"] = nothing(clock)
     if path.exists():
         data["rows"] = [r for r in json.loads(path.read_text())["rows"] if r["kind"] == clock.kind]
     done = {(r["kernel"], r["digest"], r["size"], r["tuned"]) for r in data["rows"]}
-    for kernel, n, tuned in plan(kernels):
-        if (kernel.name, kernel.digest, n, tuned) in done:
-            continue
-        row = kernel.report["sizes"][n]
-        if time.monotonic() - start > seconds:
-            against = f" against {TUNED}" if tuned else ""
-            at = f"{kernel.name} at {_at(row['sizes'])}{against}"
-            data["left_out"].append(f"{at}: no time was left")
-            continue
-        lost = None
-        try:
-            rows = measure(kernel, row, clock, experts, tuned, each)
-        except Exception as error:  # of a size, not of all: it stands in the table
-            rows = [_failed(kernel, row, clock, error)]
-            lost = error if isinstance(error, CheckFailed) else None
-        data["rows"] += [r | {"size": n, "tuned": tuned} for r in rows]
-        write_json(path, data)
-        write_csv(out / f"{stem}.csv", data["rows"])
-        if lost is not None:  # the GPU, for this process
-            raise lost
+    for stage in stages(kernels):
+        todo = [(k, n, t) for k, n, t in stage if (k.name, k.digest, n, t) not in done]
+        if clock.kind == "measured" and time.monotonic() - start < seconds:
+            wait(beforehand(
+                partial(compile_peers, where[k.digest], n, peers) for k, n, t in todo if not t
+            ))  # fmt: skip
+        for kernel, n, tuned in todo:
+            row = kernel.report["sizes"][n]
+            if time.monotonic() - start > seconds:
+                against = f" against {TUNED}" if tuned else ""
+                at = f"{kernel.name} at {_at(row['sizes'])}{against}"
+                data["left_out"].append(f"{at}: no time was left")
+                continue
+            lost = None
+            try:
+                rows = measure(kernel, row, clock, experts, tuned, each)
+            except Exception as error:  # of a size, not of all: it stands in the table
+                rows = [_failed(kernel, row, clock, error)]
+                lost = error if isinstance(error, CheckFailed) else None
+            data["rows"] += [r | {"size": n, "tuned": tuned} for r in rows]
+            write_json(path, data)
+            write_csv(out / f"{stem}.csv", data["rows"])
+            if lost is not None:  # the GPU, for this process
+                raise lost
     data["plot"] = plot(data["rows"], out / f"{stem}.png", clock.kind)
     write_json(path, data)
     return data
@@ -402,6 +448,10 @@ def summary(data: Mapping[str, Any], out: Path) -> list[str]:
     lines += [f"LEFT OUT {text}" for text in data["left_out"]]
     lines += [f"{r['kernel']} {r['sizes']}: {r['note']}" for r in data["rows"] if _look(r)]
     kind = data["environment"]["kind"]
+    empty = ", ".join(
+        f"{us:.1f} us as a {m}" for m, us in data["environment"]["nothing_us"].items()
+    )
+    lines.append(f"an empty kernel takes {empty}, in each time")
     return [*lines, f"plot: {data['plot']}", f"{kind}; in {out}/{STEMS[kind]}.csv and .json"]
 
 

@@ -289,10 +289,10 @@ def bench(
     with errors_reported():
         _interpreted(rehearse)
         from superopt.bench import bench as run
-        from superopt.bench import failures, read_peers, summary
+        from superopt.bench import failures, summary
         from superopt.cost_model.timing import clock_for
 
-        data = run(folders, out, clock_for(rehearse), read_peers(peers), seconds, each)
+        data = run(folders, out, clock_for(rehearse), peers, seconds, each)
         for line in summary(data, out):
             print(line)
         if wrong := failures(data):

@@ -186,7 +186,7 @@ def test_bench_rehearsed(folder: Path, tmp_path: Path) -> None:
 
 
 def test_bench_says_what_is_left_out(folder: Path, tmp_path: Path) -> None:
-    data = bench.bench([folder], tmp_path, timing.RehearsedClock(), {}, -1.0, 0.0)
+    data = bench.bench([folder], tmp_path, timing.RehearsedClock(), None, -1.0, 0.0)
     assert data["left_out"] == [
         "small at B=64: no time was left",
         "small at B=64 against torch.compile max-autotune: no time was left",
