@@ -393,7 +393,10 @@ class Run:
 
     def divided(self, op: Op) -> tuple[Poly, Poly]:
         over, by = map(self.exact, op.operands)
-        shape = op.results[0].type.shape
+        return self._division(over, by, op.results[0].type.shape)
+
+    def _division(self, over: Poly, by: Poly, shape: Sequence[int]) -> tuple[Poly, Poly]:
+        """Quotient and remainder, towards 0."""
         n, d = over.number, by.number
         if n is not None and d:
             whole = abs(n) // abs(d) * (1 if n * d >= 0 else -1)
@@ -411,9 +414,8 @@ class Run:
             if factors and times > 1:  # (c*S + r) / (8*S) is c / 8 where r is below S
                 c, r = over.split(unit)
                 if self.below(r, unit) and self.holds(le(0, c), shape):
-                    args = (c, poly(times))
-                    rest = poly(Atom("remainder", args)) * unit + r
-                    return poly(Atom("quotient", args)), rest
+                    q, rest = self._division(c, poly(times), shape)
+                    return q, rest * unit + r
                 r = over.split(by)[1]
             for coordinate, extent in self.piece.coordinates.items():
                 if r == poly(coordinate) and extent != by and not extent.split(by)[1].terms:
