@@ -240,6 +240,28 @@ def test_extremes_propagate_nan(role: str, monoid: str) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "less, factor, spelt",
+    [
+        ("max", 1.0, "tl.exp2((x - x_max[:, None]) * 1.4426950408889634)"),
+        ("max", 0.5, "tl.exp2((x - x_max[:, None]) * 0.7213475204444817)"),
+        ("max", -0.5, "tl.exp((x - x_max[:, None]) * -0.5)"),  # the least is 1, and others large
+        ("min", 1.0, "tl.exp(x - x_min[:, None])"),
+        ("sum", 1.0, "tl.exp(x - x_sum[:, None])"),
+    ],
+)
+def test_a_power_of_two_for_the_exp_of_a_value_less_its_maximum(
+    less: str, factor: float, spelt: str
+) -> None:
+    x, v = rows()
+    difference = op("sub", v, reduce(less, (k,), v))
+    scaled = difference if factor == 1.0 else op("mul", difference, const(factor, "f32"))
+    p = of_rows(reduce("sum", (k,), op("exp", scaled)), x)
+    text, module = cases.emitted(cases.traced(p), cases.choice(cases.graph(p, {"k": "whole"})))
+    assert spelt in text
+    run(module, p, {"B": 5}, scale=0.1)
+
+
 def test_no_masks_where_tiles_divide() -> None:
     x = Tensor("x", (index(32), index(64)), "f32")
     i, j = Axis("i", index(32)), Axis("j", index(64))

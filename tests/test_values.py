@@ -169,6 +169,7 @@ EDITS = {
         ("0.125", "0.1289"),
         ("/ 8.0", "/ 8.1"),
         ("tl.exp(", "tl.exp2("),
+        ("* 1.4426950408889634", "* 1.443"),
         ("tl.sum(", "tl.max("),
         ("tl.zeros((BLOCK_B,), tl.float32)", "tl.full((BLOCK_B,), 1.0, tl.float32)"),
         ("range(0, N", "range(BLOCK_N, N"),

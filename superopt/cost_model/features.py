@@ -23,7 +23,7 @@ from superopt.mugraph.expr import axis as ix_axis
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.program import Branch, Store
 from superopt.mugraph.schedule import Accumulate, Compute, Item, Loop, Write, schedule
-from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of
+from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of, power_of
 
 Sizes = Mapping[str, int]
 Numbers = NDArray[np.float64]  # an element a configuration
@@ -61,6 +61,7 @@ class Work:
     dot: Dot | None = None
     special: int = 0  # of which evaluations by the special-function unit
     words: int = 1  # registers that a lane's result takes
+    ranged: bool = True  # a special function's argument is brought into range
 
 
 @dataclass
@@ -104,8 +105,11 @@ def features(branch: Branch) -> Features:
 
 
 def _walk(items: tuple[Item, ...], context: Context, out: Features, fused: set[Expr]) -> None:
-    for item in items:  # a dot's product is part of the dot: find dots first
+    for item in items:  # a dot's product is part of the dot, as a factor is of an exp: find these
         nodes = item.reductions if isinstance(item, Loop) else ()
+        power = power_of(item.value) if isinstance(item, Compute) else None
+        if isinstance(item, Compute) and power is not None:
+            fused.update({core(item.value.args[0])} - {power[0]})
         if isinstance(item, Compute) and item.value.op == "reduce":
             nodes = (item.value,)
         for node in nodes:
@@ -145,7 +149,10 @@ def _compute(node: Expr, context: Context, out: Features, fused: set[Expr]) -> N
     elif node.op in OPS and node.dtype != "index" and node not in fused:
         row = OPS[node.op]
         words = 2 if DTYPES[node.dtype].bytes == 8 else 1
-        out.work.append(Work(row.cost, node.free, context, None, row.special, words))
+        if power_of(node) is not None:  # a multiplication, then the unit's own
+            out.work.append(Work(1, node.free, context, None, 1, words, ranged=False))
+        else:
+            out.work.append(Work(row.cost, node.free, context, None, row.special, words))
 
 
 def _reduction(node: Expr, context: Context, out: Features) -> None:

@@ -367,7 +367,7 @@ class KernelModel:
                     rate = p.dot_rate(w.dot.operand) * self._dot_efficiency(s, w, space)
                     tensor = tensor + lanes * w.amount / rate
                 else:
-                    slots = w.amount + SPECIAL_SLOTS * w.special
+                    slots = w.amount + (SPECIAL_SLOTS if w.ranged else 1) * w.special
                     special = special + lanes * w.special / p.special_per_s
                     issue = issue + lanes * slots / p.scalar_per_s
         return flops, {"tensor": tensor, "issue": issue, "special": special}

@@ -29,7 +29,7 @@ from superopt.mugraph.schedule import (
     online_groups,
     schedule,
 )
-from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of, tile_axes
+from superopt.mugraph.threads import MIN_TILE, Dot, core, dot_of, power_of, tile_axes
 
 Order = tuple[Axis, ...]
 HARD, PLAIN, SOFT = 0, 1, 2  # how much a user minds the order: a dot, a store, a reduction
@@ -42,6 +42,7 @@ class Tiles:
         self.branch = branch
         self.items = schedule(branch)
         self.dots: dict[Expr, Dot] = {}
+        self.powers: dict[Expr, tuple[Expr, float]] = {}  # exps that are written as 2 ** (c z)
         self.groups = online_groups(branch)
         self.forms = {plain_of(e): e for e in self.groups}
         self.sorted = self._toposort()
@@ -66,6 +67,8 @@ class Tiles:
         factors = [dot.a, dot.b] if dot is not None else []
         if node.op == "online":
             return [*(factors or [core(body_of(node))]), core(node.args[2])]
+        if node in self.powers:
+            return [self.powers[node][0]]
         return factors or [core(a) for a in node.args]
 
     def _toposort(self) -> list[Expr]:
@@ -81,6 +84,8 @@ class Tiles:
                 dot = dot_of(self.branch, node)
                 if dot is not None:
                     self.dots[node] = dot
+                if (power := power_of(node)) is not None:
+                    self.powers[node] = power
                 stack.append((node, True))
                 stack.extend((a, False) for a in reversed(self.reads(node)))
         return list(order)

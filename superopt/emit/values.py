@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from superopt.emit.code import Code, quote, subscript, text
+from superopt.emit.code import Code, number, quote, subscript, text
 from superopt.emit.names import Namer
 from superopt.emit.scalar import convert, literal, needs_typed_literals, spelling, triton_type
 from superopt.emit.tiles import Order, Tiles, plain_division
@@ -275,6 +275,9 @@ class Values:
             return quote("tl.broadcast_to({0}, " + self.shape(order) + ")", self.at(left, order))
         if e.op == "cast":
             return convert(self.at(e.args[0], order), e, not order and core(e.args[0]).op == "sym")
+        if e in self.plan.powers:
+            z, c = self.plan.powers[e]
+            return quote("tl.exp2({0} * {1})", self.at(z, order), number(c))
         if e.op == "add":
             for a, b in (e.args, e.args[::-1]):
                 if (less := negated(b)) is not None:

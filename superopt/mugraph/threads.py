@@ -1,4 +1,5 @@
-"""The thread graph: which reductions run on tensor cores, and in what shape.
+"""The thread graph: which reductions run on tensor cores, and in what shape; which exps are the
+special-function unit's own power of two.
 
 `sum[k] a[i, k] * b[k, j]` is a dot where its operands are tiles of two dimensions (three with a
 batch axis). The emitter and the cost model both ask here, so that they agree.
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 
 from superopt.mugraph.dtypes import DTYPES, accumulator, is_float
 from superopt.mugraph.expr import BINDERS, Axis, Expr, body_of
+from superopt.mugraph.masks import guards
 from superopt.mugraph.program import Branch
 
+LOG2_E = 1.4426950408889634
 MIN_TILE = 16  # the least extent of a dot's tile along each of its axes
 
 
@@ -75,3 +78,36 @@ def _operand(node: Expr, a: Expr, b: Expr) -> str:
     halves = a.op == b.op == "load" and a.dtype == b.dtype and DTYPES[a.dtype].bytes == 2
     wanted = str(node.attr.operand or "f32")
     return a.dtype if halves and wanted == "f32" else wanted
+
+
+def power_of(e: Expr) -> tuple[Expr, float] | None:
+    """z and c of an exp that may be written as 2 ** (c z), of a value less its own maximum.
+
+    The special-function unit's power of two flushes what is below 2 ** -126 to zero: nothing beside
+    the largest, which is 1. tl.exp keeps it, for three more instructions.
+    """
+    if e.op != "exp" or accumulator(e.dtype) != "f32":
+        return None
+    z, c = _multiple(core(e.args[0]))
+    if c <= 0 or z.op != "sub":
+        return None
+    value, most = map(core, z.args)
+    if most.op == "where" and guards(most.args[0], most.args[2]):
+        most = core(most.args[2])
+    (value, scale), (most, same) = _multiple(value), _multiple(most)
+    if most.op == "running":
+        most = most.args[0]
+    if scale != same or most.op not in BINDERS or most.attr.monoid != "max":
+        return None
+    body = core(body_of(most))
+    of = (body, *map(core, body.args[1:])) if body.op == "where" else (body,)
+    return (z, c * LOG2_E) if value in of else None
+
+
+def _multiple(e: Expr) -> tuple[Expr, float]:
+    """z and c of c z."""
+    if e.op == "mul" and is_float(e.dtype):
+        for z, c in (e.args, e.args[::-1]):
+            if core(c).op == "const":
+                return core(z), core(c).attr
+    return e, 1.0

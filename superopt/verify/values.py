@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product as pairs
 from typing import Any
@@ -32,6 +32,7 @@ from superopt.verify.integers import (
 )
 from superopt.verify.laws import law
 from superopt.verify.reals import (
+    NEARLY,
     Change,
     Factor,
     Real,
@@ -254,11 +255,23 @@ def reduce_over(kind: str, names: Sequence[str], domain: Cond, a: Value) -> Valu
 UNARY = {
     "square": Fraction(2), "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2),
 }  # fmt: skip
+SIMPLE = 1024  # the largest denominator of a simple fraction
 LN2, LN10 = Fraction(0.6931471805599453), Fraction(2.302585092994046)
 
 
 def scaled(a: Value, c: Fraction | float | int) -> Value:
     return multiply(a, Value(real(c)))
+
+
+def _simple(a: Value) -> Value:
+    """The value with coefficients that are a simple fraction, but for a rounding, as that."""
+    if a.real is None:
+        return a
+    terms = {}
+    for p, c in a.real.terms:
+        near = c.limit_denominator(SIMPLE)
+        terms[p] = near if abs(c - near) <= NEARLY * abs(c) else c
+    return replace(a, real=Real.of(terms))
 
 
 def apply(name: str, *args: Value) -> Value:
@@ -285,7 +298,7 @@ def apply(name: str, *args: Value) -> Value:
         case "exp", (a,):
             return exp(a)
         case "exp2", (a,):
-            return exp(scaled(a, LN2))
+            return exp(_simple(scaled(a, LN2)))
         case "expm1", (a,):
             return add(exp(a), number(-1))
         case "log", (a,):
