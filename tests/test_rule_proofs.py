@@ -17,6 +17,7 @@ from superopt.search.rules import RULES
 
 N = z3.Int("n")
 A, B, C = z3.Reals("a b c")
+P = z3.Bool("p")
 E, F = (z3.Function(name, z3.IntSort(), z3.RealSort()) for name in "ef")
 Sequence = Callable[[z3.ArithRef], z3.ArithRef]
 
@@ -140,6 +141,10 @@ PROOFS: dict[str, list[ByInduction | Directly]] = {
         ByInduction((ADDED, SCALED, SCALED_F), ADDED, lambda n: SCALED(n) + SCALED_F(n))
     ],
     "factor-leaves-total": [Directly(C * A + C * B == C * (A + B))],
+    "constant-leaves-total": [Directly(C * A - C * B == C * (A - B))],
+    "constant-leaves-where": [  # as for 0 and, c being positive, infinity
+        Directly(z3.If(P, C * A, B) == C * z3.If(P, A, B), C * B == B)
+    ],
     "extreme-shifts": [*both_extremes(lambda e: C + e, lambda m: C + m, True)],
     "extreme-scales": [*both_extremes(lambda e: C * e, lambda m: C * m, C > 0)],
     "inverse-of-product": [Directly(1 / (A * B) == (1 / A) * (1 / B), z3.And(A != 0, B != 0))],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from superopt.mugraph.expr import Axis, Expr, Tensor, axis, const, index, load, op, reduce
@@ -28,6 +30,7 @@ def mul(*factors: Expr) -> Expr:
 ONE, HALF = const(1.0, "f32"), const(0.5, "f32")
 A, B, C = x("a", R, K), x("b", K, J), x("c", R)
 D = x("d", J, K)
+MASK = op("lt", axis(K), axis(R))
 CASES = {
     "factor-leaves-sum": reduce("sum", [K], mul(A, C)),
     "sum-nests": reduce("sum", [J, K], mul(C, B, A)),
@@ -36,6 +39,8 @@ CASES = {
                             mul(x("p", R, Axis("l", index(5))), x("q", Axis("l", index(5)), K))))),
     "sum-distributes": reduce("sum", [K], mul(A, op("add", B, C))),
     "factor-leaves-total": op("add", mul(C, A), mul(C, B)),
+    "constant-leaves-total": op("exp", op("sub", mul(HALF, A), mul(HALF, C))),
+    "constant-leaves-where": op("where", MASK, mul(HALF, A), const(-inf, "f32")),
     "extreme-shifts": reduce("max", [K], op("add", A, C)),
     "extreme-scales": reduce("min", [K], mul(A, HALF)),
     "inverse-of-product": op("div", ONE, mul(A, C)),
@@ -52,6 +57,8 @@ REFUSED = {  # beside each, what just misses its condition
                             x("s", R, K, Axis("l", index(5)))))),
     "sum-distributes": reduce("sum", [K], mul(A, op("maximum", B, C))),
     "factor-leaves-total": op("add", mul(C, A), mul(D, B)),
+    "constant-leaves-total": op("exp", op("sub", mul(HALF, A), mul(const(0.25, "f32"), C))),
+    "constant-leaves-where": op("where", MASK, mul(HALF, A), ONE),
     "extreme-shifts": reduce("max", [K], op("add", A, B)),
     "extreme-scales": reduce("min", [K], mul(A, const(-0.5, "f32"))),
     "inverse-of-product": op("div", ONE, op("add", A, C)),

@@ -28,7 +28,7 @@ from superopt.mugraph.expr import (
 from superopt.mugraph.masks import guards, is_infinite, without
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.program import Branch, Config
-from superopt.mugraph.threads import core
+from superopt.mugraph.threads import core, multiple
 
 ENDS = ("start", "begin", "end", "full_begin", "full_end")  # scalars named after an axis
 
@@ -162,8 +162,10 @@ class Values:
             return f"safe_{chosen.attr.monoid}" if chosen.op in BINDERS else "safe"
         if e.op == "where" and any(is_infinite(core(a)) for a in e.args[1:]):
             return "masked"
-        if e.op in ("exp", "exp2", "div") and any(n.op == "prior" for n in e.args[0].args):
-            return "rescale"
+        if e.op in ("exp", "exp2", "div"):
+            of, _ = multiple(core(e.args[0]))
+            if any(n.op == "prior" for n in of.args):
+                return "rescale"
         scaled = e.op in ("mul", "div") and is_float(e.dtype)
         return "scaled" if scaled and any(core(a).op == "const" for a in e.args) else ""
 

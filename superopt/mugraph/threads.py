@@ -88,13 +88,13 @@ def power_of(e: Expr) -> tuple[Expr, float] | None:
     """
     if e.op != "exp" or accumulator(e.dtype) != "f32":
         return None
-    z, c = _multiple(core(e.args[0]))
+    z, c = multiple(core(e.args[0]))
     if c <= 0 or z.op != "sub":
         return None
     value, most = map(core, z.args)
     if most.op == "where" and guards(most.args[0], most.args[2]):
         most = core(most.args[2])
-    (value, scale), (most, same) = _multiple(value), _multiple(most)
+    (value, scale), (most, same) = multiple(value), multiple(most)
     if most.op == "running":
         most = most.args[0]
     if scale != same or most.op not in BINDERS or most.attr.monoid != "max":
@@ -104,10 +104,12 @@ def power_of(e: Expr) -> tuple[Expr, float] | None:
     return (z, c * LOG2_E) if value in of else None
 
 
-def _multiple(e: Expr) -> tuple[Expr, float]:
-    """z and c of c z."""
-    if e.op == "mul" and is_float(e.dtype):
-        for z, c in (e.args, e.args[::-1]):
-            if core(c).op == "const":
-                return core(z), core(c).attr
+def multiple(e: Expr) -> tuple[Expr, float]:
+    """z and c of c z, for a constant c: 1 where there is none."""
+    if e.op in ("mul", "div") and is_float(e.dtype):
+        z, c = map(core, e.args)
+        if e.op == "mul" and z.op == "const":
+            return c, z.attr
+        if c.op == "const" and (e.op == "mul" or c.attr):
+            return z, c.attr if e.op == "mul" else 1 / c.attr
     return e, 1.0

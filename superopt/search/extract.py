@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from superopt.mugraph.dtypes import DTYPES, is_float
 from superopt.mugraph.expr import Axis, Expr, cast, const, op, rebuild, reduce, toposort
 from superopt.mugraph.ops import OPS
+from superopt.mugraph.threads import core, power_of
 from superopt.search.egraph import EGraph, ENode
 from superopt.search.fingerprint import Accuracy
 
@@ -102,7 +103,8 @@ class Coster:
             return self.volume(inner) * w.scalar
         if e.dtype == "index":
             return 0.0
-        return self.volume(e.free) * OPS[e.op].cost * w.scalar
+        less = 1.0 if _scaled_power(e) else 0.0
+        return self.volume(e.free) * (OPS[e.op].cost - less) * w.scalar
 
     def __call__(self, e: Expr) -> int:
         cost = self.total.get(e)
@@ -153,6 +155,12 @@ class Coster:
                 below = max((self.depth[a] for a in n.args), default=0)
                 self.depth[n] = below + (n.op == "reduce")
         return self.depth[e]
+
+
+def _scaled_power(e: Expr) -> bool:
+    """Whether a constant factor of the exp's argument costs nothing."""
+    power = power_of(e)
+    return power is not None and power[0] is not core(e.args[0])
 
 
 def _product_of(dot: Expr) -> Expr:

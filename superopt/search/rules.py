@@ -189,6 +189,35 @@ def _factor_leaves_total(g: EGraph, c: int, n: ENode) -> Iterator[int]:
         yield g.add(ENode("+", n.attr, tuple(sorted([*others, gathered]))), dtype)
 
 
+def _constant_leaves_total(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    dtype = g[c].dtype
+    if n.op != "+" or n.attr or len(n.children) != 2:
+        return
+    if ENode("exp", dtype, (g.find(c),)) not in g.number:
+        return
+    one, two = ([m for m in g[t].nodes if m.op == "*"] for t in n.children)
+    for a in one:
+        for b in two if a.attr != 1.0 and 0 < a.attr < inf else ():
+            if b.attr == -a.attr:
+                rests = [g.product(k, list(m.children), dtype) for k, m in ((1.0, a), (-1.0, b))]
+                yield g.product(a.attr, [g.total(0.0, rests, dtype)], dtype)
+
+
+def _constant_leaves_where(g: EGraph, c: int, n: ENode) -> Iterator[int]:
+    if n.op != "where":
+        return
+    dtype = g[c].dtype
+    for side in (1, 2):
+        if g.constant(n.children[3 - side]) not in (0.0, inf, -inf):
+            continue
+        for product in [m for m in g[n.children[side]].nodes if m.op == "*"]:
+            if 0 < product.attr < inf and product.attr != 1.0:
+                children = list(n.children)
+                children[side] = g.product(1.0, list(product.children), dtype)
+                rest = g.add(ENode("where", n.attr, tuple(children)), dtype)
+                yield g.product(product.attr, [rest], dtype)
+
+
 def _exp_of_total(g: EGraph, c: int, n: ENode) -> Iterator[int]:
     for plus in [m for m in g[n.children[0]].nodes if m.op == "+"] if n.op == "exp" else ():
         terms, dtype = plus.children, g[c].dtype
@@ -246,6 +275,11 @@ RULES: tuple[Rule, ...] = (
     Rule("sum-distributes", "sum[k] c*(a+b) -> sum[k] c*a + sum[k] c*b",
          "all sums are finite: assumed", _sum_distributes),
     Rule("factor-leaves-total", "c*a + c*b -> c*(a+b)", "c finite: assumed", _factor_leaves_total),
+    Rule("constant-leaves-total", "c*a - c*b -> c*(a-b)",
+         "c is a positive constant, exp of it is computed: as a power of two of c log2(e) (a-b)",
+         _constant_leaves_total),
+    Rule("constant-leaves-where", "where(p, c*a, b) -> c * where(p, a, b)",
+         "c is a positive constant, b is 0 or infinite", _constant_leaves_where),
     Rule("extreme-shifts", "max[k] c+e -> c + max[k] e",
          "c does not vary along k; c finite: assumed", _extreme_shifts),
     Rule("extreme-scales", "max[k] c*e -> c * max[k] e", "c is a positive constant",
