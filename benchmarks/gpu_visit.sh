@@ -3,7 +3,7 @@
 #
 # KERNELS is what `python benchmarks/suite.py --out KERNELS` wrote, beforehand and elsewhere; OUT
 # gets the results. From a plain checkout: torch, triton, numpy, sympy, typer, rich and pytest are
-# needed. Each step has its own time box, all of them LIMIT seconds (1200). What is written is whole
+# needed. Each step has a share of LIMIT seconds (1200), or what is left. What is written is whole
 # or not there: it may be cut at any moment, and run again with the same OUT takes up what is left.
 # OUT/manifest.jsonl has a line for each step that ran.
 #
@@ -29,8 +29,10 @@ record() { # step exit seconds
         "$(date -u +%FT%TZ)" >>"$MANIFEST"
 }
 
-step() { # name, seconds, command: its output into the log, its outcome into the manifest
-    local name=$1 box=$2 start=$SECONDS code
+box() { echo $((LIMIT * $1 / 100)); } # seconds, of a share in percent
+
+step() { # name, share, command: its output into the log, its outcome into the manifest
+    local name=$1 box=$(box "$2") start=$SECONDS code
     shift 2
     if grep -qs "\"step\": \"$name\", \"exit\": 0,.*\"kind\": \"$KIND\"" "$MANIFEST"; then
         echo "$name: done before"
@@ -50,29 +52,29 @@ step() { # name, seconds, command: its output into the log, its outcome into the
     [ $code = 0 ] || bad=1
 }
 
-# what a command may begin within a box, so that it ends by itself
-within() { echo $(($1 > 120 ? $1 - 60 : $1)); }
+# the seconds of a share within which a command may begin something, so that it ends by itself
+within() { echo $(($(box "$1") * 5 / 6)); }
 
 superopt() { echo "$PYTHON" -m superopt.cli "$@"; }
 
 # those with a goal against torch.compile's long search come first
 FOLDERS=$(ls -d "$KERNELS"/suite/{qk_norm_gqa,rmsnorm_linear,gated_mlp,lora,*}/ 2>/dev/null |
     awk '!seen[$0]++')
-"$PYTHON" -c 'import xdist' 2>/dev/null && SIDE_BY_SIDE="-n 12"
+SIDE_BY_SIDE=
+[ -z "$FLAG" ] && "$PYTHON" -c 'import xdist' 2>/dev/null && SIDE_BY_SIDE="-n 12"
 
-step tests 200 "$PYTHON" -m pytest -q ${SIDE_BY_SIDE:-} -p no:cacheprovider -m gpu \
-    tests/test_gpu.py \
-    --junitxml="$OUT/tests.xml"
-step profile 150 $(superopt profile --out "$OUT/profile.json" --base $TARGET $FLAG)
+step tests 16 "$PYTHON" -m pytest -q $SIDE_BY_SIDE -p no:cacheprovider -m gpu \
+    tests/test_gpu.py --junitxml="$OUT/tests.xml"
+step profile 12 $(superopt profile --out "$OUT/profile.json" --base $TARGET $FLAG)
 for again in "" " again"; do # a second try, where a kernel has taken the GPU away
     grep -qs '"step": "bench", "exit": 0' "$MANIFEST" && [ -n "$again" ] && continue
-    step "bench$again" 450 $(superopt bench $FOLDERS --out "$OUT" \
-        --peers benchmarks/suite.py --seconds $(within 450) --each 0.3 $FLAG)
+    step "bench$again" 38 $(superopt bench $FOLDERS --out "$OUT" \
+        --peers benchmarks/suite.py --seconds $(within 38) --each 0.3 $FLAG)
 done
-step regret 300 "$PYTHON" benchmarks/regret.py "$KERNELS"/suite/*/ --out "$OUT/regret.json" \
-    --profile $TARGET --seconds $(within 300) $FLAG
+step regret 25 "$PYTHON" benchmarks/regret.py "$KERNELS"/suite/*/ --out "$OUT/regret.json" \
+    --profile $TARGET --seconds $(within 25) $FLAG
 if command -v compute-sanitizer >/dev/null; then
-    step sanitizer 120 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest \
+    step sanitizer 10 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest \
         -q -p no:cacheprovider -m gpu tests/test_gpu.py -k "(softmax or attention_64) and 17"
 else
     echo "sanitizer: left out, compute-sanitizer is not installed" | tee -a "$LOG"
