@@ -2,9 +2,7 @@
 
 A kernel.py's table has a row for the sizes up to some limits. Beside the rows that were tuned, a
 point of the lattice gets one where what the table holds for it is predicted more than WITHIN slower
-than its own best. A size never compiles more than its row. That is done for programs of one symbol
-that is split over programs only: rows with several limits, or of loops of few turns, are not always
-proved, and take the gate long.
+than its own best. A size never compiles more than its row.
 """
 
 from __future__ import annotations
@@ -12,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from math import prod
 
 from superopt.cost_model.model import predict
 from superopt.cost_model.profile import Profile
-from superopt.mugraph.expr import Symbol, toposort
+from superopt.mugraph.expr import Symbol
 from superopt.mugraph.program import Config
 from superopt.search.driver import Candidate, predict_at
 from superopt.search.found import Sizes
@@ -28,14 +27,16 @@ STEP = 4  # between neighbours of the lattice
 def lattice(symbols: Sequence[Symbol], tuned: Sequence[Sizes]) -> list[Sizes]:
     """Sizes between the least of the range and the largest tuned, but for the tuned, in order.
 
-    B in 1..4096, tuned for 16 and 4096, gives B=1, 4, 64, 256 and 1024; several symbols, nothing.
+    B in 1..4096, tuned for 16 and 4096, gives B=1, 4, 64, 256 and 1024; of several symbols, all
+    pairs of their sizes.
     """
-    if len(symbols) != 1:
+    if not symbols:
         return []
-    (s,) = symbols
-    most = max(dict(sizes)[s.name] for sizes in tuned)
-    points: list[Sizes] = [((s.name, size),) for size in _powers(max(s.low, 1), most)]
-    return [p for p in points if p not in tuned]
+    along = []
+    for s in sorted(symbols, key=lambda s: s.name):
+        most = max(dict(sizes)[s.name] for sizes in tuned)
+        along.append([(s.name, size) for size in (*_powers(max(s.low, 1), most), most)])
+    return sorted((p for p in product(*along) if p not in tuned), key=by_volume)
 
 
 def _powers(low: int, most: int) -> list[int]:
@@ -66,14 +67,17 @@ def needed(
 ) -> list[Sizes]:
     """The lattice's points that keep a row. `time(p, row)`: microseconds of p as `row` runs it.
 
-    Rows go, the smallest first, where all that they serve stays within WITHIN of its best.
+    Rows go, the smallest first, where all that they serve stays within WITHIN of its best, until
+    none can: with several limits, one may be in the way of another.
     """
-    rows = [*points, *tuned]
-    for candidate in points:
-        rest = [r for r in rows if r != candidate]
-        served = [p for p in points if row_for(p, rows) == candidate]
-        if all(time(p, row_for(p, rest)) <= WITHIN * time(p, p) for p in served):
-            rows = rest
+    rows, before = [*points, *tuned], 0
+    while len(rows) != before:
+        before = len(rows)
+        for candidate in [r for r in rows if r not in tuned]:
+            rest = [r for r in rows if r != candidate]
+            served = [p for p in points if row_for(p, rows) == candidate]
+            if all(time(p, row_for(p, rest)) <= WITHIN * time(p, p) for p in served):
+                rows = rest
     return [r for r in rows if r not in tuned]
 
 
@@ -89,13 +93,6 @@ class Row:
         return predict(self.candidate.graph, self.configs, dict(sizes), profile).time_us
 
 
-def _looped(rows: Sequence[Row]) -> bool:
-    """Whether a µGraph loops over a symbol, or holds an axis of its length."""
-    branches = [b for r in rows for k in r.candidate.graph.kernels for b in k.branches]
-    axes = [a for b in branches for a in b.axes if b.role(a) not in ("program", "grid")]
-    return any(node.op == "sym" for a in axes for node in toposort(a.extent))
-
-
 def more_rows(
     tuned: Sequence[Row],
     symbols: Sequence[Symbol],
@@ -107,7 +104,7 @@ def more_rows(
     `refused`: µGraphs, by id of the candidate, that no configuration was found for at some sizes.
     """
     known = [r.sizes for r in tuned]
-    if any(s.name not in dict(sizes) for s in symbols for sizes in known) or _looped(tuned):
+    if any(s.name not in dict(sizes) for s in symbols for sizes in known):
         return []
     candidates = list({id(r.candidate): r.candidate for r in tuned}.values())
     rows = {r.sizes: r for r in tuned}

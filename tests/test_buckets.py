@@ -29,10 +29,22 @@ def test_a_lattice_lies_between_the_least_and_the_largest_tuned() -> None:
     assert lattice([Symbol("Z", 0, 8)], [at(Z=8)]) == [at(Z=1), at(Z=4)]
 
 
-def test_none_and_several_sizes_have_no_lattice() -> None:
+def test_several_symbols_have_all_pairs_of_their_sizes() -> None:
     assert lattice([], [()]) == []
-    both = [Symbol(n, 1, 1 << 20) for n in "BN"]
-    assert lattice(both, [at(B=4096, N=4096)]) == []
+    both = [Symbol("N", 2, 1 << 20), Symbol("B", 1, 64)]
+    found = lattice(both, [at(B=1, N=8), at(B=4, N=8)])
+    assert found == [at(B=1, N=2), at(B=4, N=2)]
+    assert lattice(both, [at(B=4, N=8)]) == [at(B=1, N=2), at(B=1, N=8), at(B=4, N=2)]
+
+
+def test_a_row_that_is_in_the_way_of_another_goes_too() -> None:
+    """Without the row of B=4, N=4, B=1 falls to one of its own kind."""
+    rows = [at(B=1, N=4), at(B=4, N=4)]
+
+    def time(sizes: Sizes, row: Sizes) -> float:
+        return 20.0 if sizes == rows[0] and row == rows[1] else 10.0
+
+    assert needed(rows, [at(B=64, N=64)], time) == []
 
 
 def test_the_first_row_whose_limits_hold_is_taken_else_the_last() -> None:
