@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from math import log
 from pathlib import Path
 
 from superopt.cost_model.configs import ranked
@@ -28,7 +29,7 @@ from superopt.search.rules import Saturation
 from superopt.search.scheduler import TASK_LIMIT_S, Progress, Scheduler
 from superopt.search.tasks import setup_of
 
-SAME = 1.05  # two µGraphs whose predictions differ by less are not worth two kernels
+SAME = 1.05  # µGraphs whose predictions differ by less are as fast: not worth two kernels
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,24 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
         for s in options.sizes
     }
 
-    def score(c: Candidate) -> tuple[float, str]:
+    def score(c: Candidate) -> float:
         ratios = [c.at[s][1].time_us / best_at[s] if s in c.at else 100.0 for s in options.sizes]
-        return round(sum(ratios), 4), c.text
+        return round(sum(ratios), 4)
 
-    return sorted(result, key=score)
+    bar = SAME * min(map(score, result), default=0.0)
+
+    def place(c: Candidate) -> tuple[bool, tuple[int, float], float, str]:
+        close = score(c) <= bar
+        work = _work([p for _, p in c.at.values()]) if close else (0, 0.0)
+        return not close, work, score(c), c.text
+
+    return sorted(result, key=place)
+
+
+def _work(parts: Sequence[Prediction]) -> tuple[int, float]:
+    """Launches, then bytes times flops: they decide where the model cannot tell times apart."""
+    amount = sum(log(max(p.bytes, 1.0) * max(p.flops, 1.0)) for p in parts)
+    return sum(p.launches for p in parts), round(amount, 9)
 
 
 def predict_at(
@@ -231,7 +245,9 @@ def choices(kept: Sequence[Candidate], sizes: Sequence[Sizes]) -> list[tuple[Siz
     for s in sizes:
         able = [c for c in kept if s in c.at]
         if able:
-            winners[s] = min(able, key=lambda c: c.at[s][1].time_us)
+            bar = SAME * min(c.at[s][1].time_us for c in able)
+            close = [c for c in able if c.at[s][1].time_us <= bar]
+            winners[s] = min(close, key=lambda c: _work([c.at[s][1]]))
     result: list[tuple[Sizes, Candidate]] = []
     for s, best in winners.items():
         bar = best.at[s][1].time_us * SAME
