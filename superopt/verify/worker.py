@@ -44,6 +44,7 @@ MOST_PROGRAMS = 6  # of the last launch, for one set of inputs
 MOST_ELEMENTS = 4096  # compared in one output, for one set of inputs
 ROW_ELEMENTS = 128  # of each row compared, to know its largest value and eager's error
 MOST_WORK = 8_000_000  # scalar operations of a reference, for one output and set of inputs
+MOST_ROW_WORK = 16 * MOST_WORK  # of a row that tells what is allowed
 EAGER_WORK = 3_000_000  # up to here eager itself is run; beyond, its rounding is emulated
 MARGINAL = 16.0  # times what is allowed: up to here more draws decide
 MORE_ROWS = 16  # of each dimension, for eager's errors, where a verdict is marginal
@@ -568,8 +569,9 @@ def points_in(
 ) -> dict[Axis, Array]:
     """Index values whose product lies mostly among the elements written.
 
-    The last dimension gets others too: what is allowed in a row depends on the row as a whole.
-    The rest get `more_rows` others each, or fewer where that is too much work.
+    The last dimension gets others too: what is allowed in a row depends on the row as a whole;
+    fewer where each is a long reduction. The rest get `more_rows` others each, or fewer where that
+    is too much work.
     """
     lines = _lines(mask, rng)
     dims = [(d, i.attr) for d, i in enumerate(store.indices) if i.op == "axis"]
@@ -582,11 +584,18 @@ def points_in(
         if mask.any()
     }
 
+    def work(wide: Mapping[Axis, int]) -> float:
+        return closed.work([store.value], wide, sizes)
+
     def too_many() -> bool:
         wide = {a: n + len(others.get(a, ())) for a, n in count.items()}
         total = float(np.prod([float(n) for n in wide.values()]))
-        return total > MOST_ELEMENTS or closed.work([store.value], wide, sizes) > MOST_WORK
+        return total > MOST_ELEMENTS or work(wide) > MOST_WORK
 
+    if last is not None and last in others:
+        ones = dict.fromkeys(count, 1)
+        while len(others[last]) > 1 and work({**ones, last: len(others[last])}) > MOST_ROW_WORK:
+            others[last] = others[last][: len(others[last]) // 2]
     while too_many() and any(own for a, own in others.items() if a is not last):
         others = {a: own if a is last else own[: len(own) // 2] for a, own in others.items()}
     while max(count.values(), default=1) > 1 and too_many():
