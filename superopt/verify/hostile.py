@@ -81,8 +81,12 @@ def _in_each_row(v: float) -> Change:
 
 
 def _of_all_magnitudes(t: torch.Tensor) -> torch.Tensor:
-    """A sixth is beyond 100, a sixth below 1e-5: what is large meets what is small."""
-    return (1.2 * t) ** 9
+    """A sixth is beyond 100, a sixth below 1e-5: what is large meets what is small.
+
+    In half precision 255 is the most: a product of two is a number.
+    """
+    large = (1.2 * t) ** 9
+    return large.clamp(-255, 255) if t.dtype == torch.float16 else large
 
 
 def _whole(t: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,7 @@ TAME = (
 MOST_PROGRAMS = 6  # of the last launch, for one set of inputs
 MOST_ELEMENTS = 4096  # compared in one output, for one set of inputs
 ROW_ELEMENTS = 128  # of each row compared, to know its largest value and eager's error
+LEAST_OF_ROW = 8  # of these, however long each takes
 MOST_WORK = 8_000_000  # scalar operations of a reference, for one output and set of inputs
 MOST_ROW_WORK = 16 * MOST_WORK  # of a row that tells what is allowed
 EAGER_WORK = 3_000_000  # up to here eager itself is run; beyond, its rounding is emulated
@@ -594,7 +595,10 @@ def points_in(
 
     if last is not None and last in others:
         ones = dict.fromkeys(count, 1)
-        while len(others[last]) > 1 and work({**ones, last: len(others[last])}) > MOST_ROW_WORK:
+        while (
+            len(others[last]) > LEAST_OF_ROW
+            and work({**ones, last: len(others[last])}) > MOST_ROW_WORK
+        ):
             others[last] = others[last][: len(others[last]) // 2]
     while too_many() and any(own for a, own in others.items() if a is not last):
         others = {a: own if a is last else own[: len(own) // 2] for a, own in others.items()}
