@@ -13,6 +13,7 @@ from programs import traced
 
 import superopt
 from superopt import Tensor
+from superopt.cost_model.model import Prediction
 from superopt.cost_model.profile import load_profile
 from superopt.errors import CheckFailed, UsageError
 from superopt.mugraph.evaluate import run_program
@@ -22,6 +23,7 @@ from superopt.mugraph.interpret import run_graph
 from superopt.mugraph.program import Config, Program, store, weights
 from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
+from superopt.search.driver import Candidate as Ranked
 from superopt.search.driver import Options, Outcome, choices, search_program
 from superopt.search.fingerprint import HOSTILE, KINDS, Fingerprints, relative_errors
 from superopt.search.partition import Candidate, cuts, temporary
@@ -443,6 +445,31 @@ def test_errors_are_those_of_a_kind_of_input() -> None:
     errors = relative_errors(want, got)
     assert len(errors) == len(KINDS) < len(HOSTILE)
     assert list(np.flatnonzero(errors)) == [0]
+
+
+# -- µGraphs that are as fast ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "wins"),
+    [
+        ((96.0, 1, 1e9), False),  # microseconds, launches, flops, beside 100 us, 1 and 5e8
+        ((96.0, 2, 1e8), False),
+        ((94.0, 2, 1e9), True),
+        ((104.0, 1, 1e8), True),
+        ((106.0, 1, 1e8), False),
+    ],
+)
+def test_of_those_as_fast_the_one_with_least_work_is_taken(
+    other: tuple[float, int, float], wins: bool
+) -> None:
+    graph = search(traced(whole_norm, x=(4, 8))).candidates[0].graph
+    one, two = (
+        Ranked(graph, {(): ((), Prediction(us, launches, 1e6, 1e6, flops, "dram"))})
+        for us, launches, flops in ((100.0, 1, 5e8), other)
+    )
+    for kept in ([one, two], [two, one]):
+        assert choices(kept, ((),))[0][1] is (two if wins else one)
 
 
 # -- reductions of few rows that are long ---------------------------------------------------------
