@@ -17,7 +17,11 @@ ALONE = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
 def _compilers() -> ProcessPoolExecutor:
     """Fresh processes: a CUDA context does not survive a fork."""
     workers = min(WORKERS, max(1, (os.cpu_count() or 2) - 2))
-    return ProcessPoolExecutor(workers, get_context("spawn"), os.environ.update, (ALONE,))
+    return ProcessPoolExecutor(workers, get_context("spawn"), _begin)
+
+
+def _begin() -> None:
+    os.environ.update(ALONE)
 
 
 def beforehand(tasks: Iterable[Callable[[], str]]) -> list[Future[str]]:
