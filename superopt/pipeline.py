@@ -6,7 +6,6 @@ none is left. Ctrl-C ends the stage it meets; what was found until then is kept.
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -682,7 +681,6 @@ def notes(run: Run, picks: Sequence[Draft]) -> Notes:
         sentences=(*_sentences(run, picks[0].candidate.graph), *_warning(run)),
         spec=Path(run.spec.file).name if run.spec.file else "",
         precision=run.settings.precision,
-        globals=_globals(run.spec.fn),
     )
 
 
@@ -719,10 +717,3 @@ def _sentences(run: Run, graph: KernelGraph) -> tuple[str, ...]:
     )
     between = ", ".join(t.name for t in graph.temporaries)
     return (said, f"Through global memory: {between}.") if between else (said,)
-
-
-def _globals(fn: Any) -> dict[str, object]:
-    """What the function's names stand for: its module's globals, and what it closes over."""
-    if not inspect.isfunction(fn):
-        return {}
-    return {**fn.__globals__, **inspect.getclosurevars(fn).nonlocals}

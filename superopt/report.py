@@ -88,7 +88,7 @@ def describe_spec(run: Run) -> Json:
     spec = run.spec
     return SpecShape.of(spec).to_json() | {
         "line": spec.line,
-        "source_sha256": sha256(run.traced.source),
+        "source_sha256": sha256(run.traced.source.text),
         "captured": list(run.traced.captured),
         "outputs": [
             {"shape": [inline(e) for e in t.shape], "dtype": DTYPES[t.dtype].torch}

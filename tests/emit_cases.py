@@ -24,6 +24,7 @@ from superopt.mugraph.program import (
     Kernel,
     KernelGraph,
     Program,
+    Source,
     Traced,
     illegal,
 )
@@ -64,7 +65,7 @@ def choice(g: KernelGraph, tile: int = TILE, **limits: int) -> Choice:
 
 def traced(program: Program, source: str = "", returns: str = "") -> Traced:
     returns = returns or ("tensor" if len(program.outputs) == 1 else "tuple")
-    return Traced(program, tuple(t.name for t in program.inputs), returns, source)
+    return Traced(program, tuple(t.name for t in program.inputs), returns, Source(source))
 
 
 def emitted(t: Traced, *choices: Choice, notes: Notes = NOTES) -> tuple[str, ModuleType]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import emit_cases as cases
@@ -39,6 +40,7 @@ from superopt.mugraph.program import (
     Kernel,
     KernelGraph,
     Program,
+    Source,
     Traced,
     store,
 )
@@ -428,9 +430,8 @@ def matmul() -> Any:
     value = cast(reduce("sum", (r,), body, "f16", "f32"), "f16")
     p = Program("matmul", (x, w), (store(out, (rows_, j), value),), (out,))
     source = "def matmul(x, w):\n    return (x @ w) * ONE\n"
-    notes = Notes("h200", "tested", globals={"ONE": 1})
-    g = cases.graph(p, {"r": "loop"})
-    return cases.emitted(cases.traced(p, source), cases.choice(g), notes=notes)[1]
+    t = replace(cases.traced(p), source=Source(source, (("ONE", "ONE = 1"),)))
+    return cases.emitted(t, cases.choice(cases.graph(p, {"r": "loop"})))[1]
 
 
 X, W = torch.ones(5, 40).half(), torch.ones(40, 24).half()
@@ -475,6 +476,23 @@ def test_reference_is_the_specs_own_function(matmul: Any) -> None:
     assert torch.equal(matmul.reference(X, W), X @ W)
 
 
+def test_what_the_reference_uses_may_have_the_names_of_the_file() -> None:
+    x, v = rows()
+    p = of_rows(reduce("max", (k,), v), x)
+    context = (
+        ("torch", "import torch"),
+        ("maximum", "def maximum(x):\n    return x.amax(-1)"),
+        ("SIGNATURE", "SIGNATURE = -1"),
+    )
+    source = Source("def f(x): return maximum(x) * SIGNATURE\n", context)
+    text, module = cases.emitted(
+        replace(cases.traced(p), source=source), cases.choice(cases.graph(p, {}))
+    )
+    assert "def maximum(a, b)" in text
+    assert torch.equal(module.reference(torch.ones(2, 37)), torch.full((2,), -1.0))
+    assert torch.equal(module.f(torch.ones(2, 37)), torch.ones(2))
+
+
 def test_lists_and_single_tuples_come_back_as_they_were() -> None:
     x, v = rows()
     p = of_rows(reduce("sum", (k,), v), x)
@@ -488,7 +506,7 @@ def test_lists_and_single_tuples_come_back_as_they_were() -> None:
 
 def test_captured_values_follow_the_parameters() -> None:
     p = product("f32")
-    t = Traced(p, ("x",), "tensor", "", ("w",))
+    t = Traced(p, ("x",), "tensor", Source(), ("w",))
     _, module = cases.emitted(t, cases.choice(cases.graph(p, {"r": "loop"})))
     run(module, p, {"B": 3, "N": 4})
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch.export import Dim
 
+from superopt.emit.compile import load
 from superopt.errors import SpecError, UnsupportedOperator
 from superopt.mugraph.evaluate import run_program
 from superopt.mugraph.expr import Expr, find, toposort
-from superopt.mugraph.program import loads
+from superopt.mugraph.program import Source, loads
 from superopt.mugraph.text import inline
 from superopt.mugraph.trace import captured_tensors, trace, trace_callable
-from superopt.mugraph.trace.source import source_context, source_text
+from superopt.mugraph.trace.source import own_source
 from superopt.spec import Spec, Tensor, spec
 
 B = Dim("B", min=1, max=64)
@@ -313,19 +315,45 @@ def normalized(x):
     return F.relu(x) * sum(scale_of(v) for v in (x,))
 
 
+def outside(source: Source) -> dict[str, Any]:
+    """The names that a source defines, run on its own."""
+    scope: dict[str, Any] = {}
+    exec("\n".join([*(text for _, text in source.context), source.text]), scope)
+    return scope
+
+
 def test_the_text_stands_alone() -> None:
-    context = source_context(normalized.fn)
-    assert context is not None
-    scope: dict[str, Any] = {"torch": torch}
-    exec(context + source_text(normalized.fn), scope)
+    source = own_source(normalized.fn)
+    assert [name for name, _ in source.context] == ["F", "EPS", "torch", "scale_of"]
     x = torch.randn(3, 4)
-    assert torch.equal(scope["normalized"](x), normalized(x))
-    assert source_text(normalized.fn).startswith("def normalized(x):")
+    assert torch.equal(outside(source)["normalized"](x), normalized(x))
+    assert source.text.startswith("def normalized(x):")
+
+
+def test_a_helper_of_another_module_brings_its_own_constants(tmp_path: Path) -> None:
+    other = tmp_path / "other_module.py"
+    other.write_text("EPS = 3.0\n\n\ndef shifted(x):\n    return x + EPS\n")
+    module = load(other)
+
+    def outer(x: unknown):  # noqa: F821
+        return module_shifted(x)
+
+    def inner(x: Tensor, eps: float = float("inf")):
+        return shifted(x)
+
+    def both(x):
+        return shifted(x) + EPS
+
+    shifted = module_shifted = module.shifted
+    source = own_source(inner)
+    assert "x, eps" in source.text  # no superopt.Tensor is known where the text will stand
+    assert outside(source)["inner"](torch.zeros(1)) == 3
+    assert own_source(outer) == Source()  # its text says `shifted`
+    assert own_source(both) == Source()  # two values of EPS
 
 
 def test_text_cannot_hold_a_tensor() -> None:
     def shifted(x):
         return x + CONSTANT
 
-    assert source_context(shifted) is None
-    assert source_text(lambda x: x) == ""
+    assert own_source(shifted) == Source() == own_source(lambda x: x)

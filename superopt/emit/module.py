@@ -6,8 +6,9 @@ import hashlib
 import re
 import subprocess
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from superopt.emit.guards import REFUSE, SPAN, fits, signature_table
 from superopt.emit.guards import traced as traced_text
@@ -47,7 +48,7 @@ class Notes:
     """What a kernel.py's docstring says, and what its text needs from outside the program.
 
     `predicted`: a line for each size. `sentences`: what was fused and why. `precision`: of fp32
-    dots. `globals`: the module globals that the spec's own function uses.
+    dots.
     """
 
     target: str
@@ -56,7 +57,6 @@ class Notes:
     sentences: tuple[str, ...] = ()
     spec: str = ""
     precision: str = "ieee"
-    globals: Mapping[str, object] = field(default_factory=dict)
 
 
 def emit(traced: Traced, choices: Sequence[Choice], notes: Notes) -> str:
@@ -72,11 +72,8 @@ def emit(traced: Traced, choices: Sequence[Choice], notes: Notes) -> str:
     helpers = with_needed(set().union(*(k.helpers for k in kernels)))
     launcher = Launcher(names, choices, variants)
     guard, launch = fits(names, _narrow(kernels)), launcher.write()
-    imports, reference = reference_text(traced, names.call(), notes.globals)
-    body = [
-        *(HELPERS[h] for h in helpers),
-        *(k.source for k in kernels),
-        reference,
+    before = [*(HELPERS[h] for h in helpers), *(k.source for k in kernels)]
+    after = [
         signature_table(names),
         REFUSE,
         *([SPAN] if "_span(" in guard else []),
@@ -86,11 +83,13 @@ def emit(traced: Traced, choices: Sequence[Choice], notes: Notes) -> str:
         AS_IS,
         launch,
     ]
-    text = "\n\n\n".join(part.strip("\n") for part in body)
+    entry = partial(_entry, traced, names, launcher.returns, name)
+    others = [*IMPORTS, *before, *after, entry("")]
+    imports, reference = reference_text(traced, names.call(), others)
+    text = "\n\n\n".join(part.strip("\n") for part in (*before, reference, *after))
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    entry = _entry(traced, names, launcher.returns, name, digest)
     head = [_docstring(traced, notes, name), _imports(imports)]
-    return formatted("\n\n".join(head) + "\n\n\n" + text + "\n\n\n" + entry)
+    return formatted("\n\n".join(head) + "\n\n\n" + text + "\n\n\n" + entry(digest))
 
 
 def _imports(more: Sequence[str]) -> str:

@@ -274,6 +274,18 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The original as text: the function's own, without decorators, and what it needs before it.
+
+    That is an import, a constant or a helper function for each name of its module that it uses.
+    `text` is empty where none can stand for it alone (a module, a builtin, a tensor closed over).
+    """
+
+    text: str = ""
+    context: tuple[tuple[str, str], ...] = ()  # (name, what makes it), what is used first
+
+
+@dataclass(frozen=True)
 class Traced:
     """A program with what the wrapper around its kernel must know.
 
@@ -284,5 +296,5 @@ class Traced:
     program: Program
     parameters: tuple[str, ...]
     returns: str
-    source: str  # the function's own text, dedented, without decorators
+    source: Source
     captured: tuple[str, ...] = ()

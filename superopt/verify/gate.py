@@ -217,7 +217,7 @@ def gate(
         "sizes": list(sizes if sizes is not None else gate_sizes(program)),
         "arguments": [*first, *others],
         "reference": not isinstance(original, Traced)
-        or bool(original.source and not original.captured),
+        or bool(original.source.text and not original.captured),
         "seed": seed,
         "seconds": seconds,
         "full": full,

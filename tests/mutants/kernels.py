@@ -43,7 +43,7 @@ def specs() -> dict[str, Spec]:
 def unbroken(name: str) -> Unbroken:
     spec = specs()[name]
     traced = trace(spec)
-    notes = Notes("h200", "a µGraph found before", globals=spec.fn.__globals__)
+    notes = Notes("h200", "a µGraph found before")
     return Unbroken(name, SpecShape.of(spec), traced, emit(traced, [read(name)], notes))
 
 

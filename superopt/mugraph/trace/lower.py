@@ -18,7 +18,7 @@ from superopt.mugraph.expr import Expr, Symbol, Tensor, const, index, op, sym
 from superopt.mugraph.program import Program, SourceOp, Traced, loads, store
 from superopt.mugraph.trace import contractions, pointwise, reductions, views  # noqa: F401
 from superopt.mugraph.trace.export import export, ignored, name_of, source_file
-from superopt.mugraph.trace.source import source_text
+from superopt.mugraph.trace.source import own_source
 from superopt.mugraph.trace.symbols import Symbols
 from superopt.mugraph.trace.table import LOWERINGS, Call, our_dtype
 from superopt.mugraph.trace.value import Value, axes_of, flat_index, product, tensor_value
@@ -139,7 +139,7 @@ class _Lowerer:
             tuple(self.source_ops),
         )
         parameters = tuple(self.spec.tensors)
-        return Traced(program, parameters, returns, source_text(self.spec.fn), tuple(self.captured))
+        return Traced(program, parameters, returns, own_source(self.spec.fn), tuple(self.captured))
 
     # -- inputs -------------------------------------------------------------------------------
 
