@@ -3,14 +3,14 @@
 Set TRITON_INTERPRET=1 before torch and triton are first imported. `faithful()` mends, for the
 process: bfloat16 arithmetic (3.7 adds and multiplies its bit patterns), rounding to bfloat16 (3.7
 truncates), maximum and minimum of a NaN (a GPU's drop it unless told to propagate), what a masked
-load leaves where no `other` is given (3.7 says 0; it is undefined), and reductions by a function
-(3.7 takes microseconds an element; here halves are folded, as a GPU does).
+load leaves where no `other` is given (3.7 says 0; it is undefined); and lets it run programs in
+batches, see batch.py.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
@@ -23,6 +23,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from superopt.mugraph.evaluate import Array
+from superopt.verify.batch import Diverged, of_each, side_by_side, together
 
 Builder = interpreter.InterpreterBuilder
 Executor = interpreter.GridExecutor
@@ -44,6 +45,7 @@ EMPTY = [
 ]
 
 ACCESS_COST, LANE_COST = 1.5e-3, 3e-8  # about what the interpreter takes, in seconds
+WIDEST = 1 << 20  # lanes of a tile, over all programs of a batch
 
 
 class BadAccess(Exception):
@@ -109,12 +111,12 @@ def _bf16_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
 
 def _load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
     """Lanes that are masked without an `other` hold what cannot pass for a value."""
-    if other is None and not mask.data.all():
+    if other is None:
         element = pointers.get_element_ty()
         dtype = interpreter._get_np_dtype(element)
-        undefined = np.full(pointers.data.shape, _undefined(element, dtype), dtype)
+        undefined = np.full((1,) * pointers.data.ndim, _undefined(element, dtype), dtype)
         other = Handle(undefined, element)
-    return _masked_load(self, pointers, mask, other, *rest)
+    return _masked_load(self, *together(pointers, mask, other), *rest)
 
 
 def _undefined(element: Any, dtype: Any) -> Any:
@@ -125,28 +127,6 @@ def _undefined(element: Any, dtype: Any) -> Any:
     return np.nan if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).max // 3
 
 
-def _fold(self: Any, input: Any) -> Any:
-    """ReduceOps.generic_reduce: fold the two halves of the axis until one element is left."""
-    whole = self.axis is None
-    values, axis = self.unravel(input, self.axis)
-    types = [v.dtype for v in values]
-    parts = [np.moveaxis(v.handle.data, axis, 0) for v in values]
-    rank = input[0].handle.data.ndim
-    while (n := len(parts[0])) > 1:
-        half = n // 2  # extents of tiles are powers of two
-        sides = ([p[:half] for p in parts], [p[half:] for p in parts])
-        tensors = [self.to_tensor(p, t) for side in sides for p, t in zip(side, types, strict=True)]
-        result = self.combine_fn.fn(*tensors)
-        parts = [r.handle.data for r in (result if isinstance(result, tuple) else (result,))]
-    done = []
-    for part, dtype in zip(parts, types, strict=True):
-        value = part[0]
-        if self.keep_dims:
-            value = value.reshape((1,) * rank) if whole else np.expand_dims(value, axis)
-        done.append(self.to_tensor(value, dtype))
-    return done
-
-
 def faithful() -> None:
     """Mend the interpreter of this process; see the module's text."""
     interpreter._convert_float = _convert
@@ -154,7 +134,7 @@ def faithful() -> None:
     Builder.create_masked_load = _load
     Builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
     Builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
-    interpreter.ReduceOps.generic_reduce = _fold
+    side_by_side()
 
 
 # -- watching -----------------------------------------------------------------------------------
@@ -162,16 +142,26 @@ def faithful() -> None:
 
 @dataclass
 class Launch:
-    """One launch as it was run: its grid, and the estimated seconds of one of its programs."""
+    """One launch as it was run: its grid, how many programs ran, and what these did.
+
+    `accesses` counts those of batches, `lanes` those of programs.
+    """
 
     kernel: str
     grid: tuple[int, int, int]
     ran: int = 0
-    cost: float = 0.0
+    accesses: int = 0
+    lanes: int = 0
+    batch: int = 1  # programs that run at once
 
     @property
     def programs(self) -> int:
         return prod(self.grid)
+
+    def seconds(self, programs: int) -> float:
+        """An estimate for so many programs that do what the one that ran did."""
+        batches = -(-programs // self.batch)
+        return batches * self.accesses * ACCESS_COST + programs * self.lanes * LANE_COST
 
 
 @dataclass
@@ -184,6 +174,25 @@ class Region:
     written: Array | None
     is_input: bool
     keep: torch.Tensor  # so that its address is not given out again
+
+    def offsets(self, addresses: Array) -> Array:
+        return (addresses - np.uint64(self.low)).astype(np.int64)
+
+
+@dataclass
+class Stored:
+    """What stood at some addresses before a store, and the marks that they had."""
+
+    region: Region
+    addresses: Array
+    values: Array
+    marks: list[Array]
+
+
+def _values_at(addresses: Array, pointers: Any) -> Array:
+    dtype = interpreter._get_np_dtype(pointers.get_element_ty())
+    everywhere, other = np.ones(len(addresses), bool), np.zeros(len(addresses), dtype)
+    return np.asarray(interpreter._interpreter.load(addresses, everywhere, other, dtype))
 
 
 Plan = Callable[[int, int], "set[int] | None"]  # (launch, programs) -> which to run; None: all
@@ -204,6 +213,8 @@ class Watch:
     fresh: dict[int, Array] = field(default_factory=dict)  # bytes stored by the running launch
     noting: bool = False  # whether to note which rows of inputs, along the last axis, are read
     rows: dict[int, set[int]] = field(default_factory=dict)  # those, by the input's address
+    widest: dict[str, int] = field(default_factory=dict)  # lanes of a kernel's largest tile
+    stored: list[Stored] = field(default_factory=list)  # by the batch that runs
 
     def __post_init__(self) -> None:
         self.undo = ExitStack()
@@ -281,37 +292,62 @@ class Watch:
 
     def _touch(self, pointers: Any, mask: Any, kind: str) -> None:
         launch = self.launches[-1]
-        launch.cost += ACCESS_COST + LANE_COST * pointers.data.size
-        active = pointers.data
+        tile = pointers.data[0].size
+        launch.accesses += 1
+        launch.lanes += tile * interpreter.interpreter_builder.programs
+        self.widest[launch.kernel] = max(self.widest.get(launch.kernel, 1), tile)
+        if kind != "load":
+            pointers = of_each(interpreter.interpreter_builder, pointers)
+        addresses, active = pointers.data, pointers.data.ravel()
         if mask is not None:
-            active = active[np.broadcast_to(mask.data, active.shape)]
+            addresses, on = np.broadcast_arrays(addresses, mask.data)
+            active = addresses[on]
         if not active.size:
             return
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         low, high = int(active.min()), int(active.max()) + width
         region = next((r for r in self.regions.values() if r.low <= low and high <= r.high), None)
-        program = interpreter.interpreter_builder.grid_idx
         if region is None:
-            raise BadAccess(f"{launch.kernel}, program {program}: {kind} outside of every tensor")
+            raise BadAccess(f"{self._who()}: {kind} outside of every tensor")
         if self.noting and region.is_input:
             row = region.keep.shape[-1] * region.keep.element_size()
             read = np.unique((active - np.uint64(region.low)) // np.uint64(row))
             self.rows.setdefault(region.low, set()).update(map(int, read))
         if kind != "load":
             if region.is_input:
-                raise BadAccess(f"{launch.kernel}, program {program}: {kind} to an input")
-            self._mark(region, active, kind, f"{launch.kernel}, program {program}")
+                raise BadAccess(f"{self._who()}: {kind} to an input")
+            marks = [m[region.offsets(active)] for m in self._marks(region)]
+            before = Stored(region, active, _values_at(active, pointers), marks)
+            self._mark(region, active, kind)
+            self.stored.append(before)
 
-    def _mark(self, region: Region, active: Array, kind: str, who: str) -> None:
+    def _who(self) -> str:
+        return f"{self.launches[-1].kernel}, program {interpreter.interpreter_builder.grid_idx}"
+
+    def _mark(self, region: Region, active: Array, kind: str) -> None:
         if region.written is None:
             return
-        at = (active - np.uint64(region.low)).astype(np.int64).ravel()
+        at = region.offsets(active)
         if kind == "store":
             fresh = self.fresh[region.low]
             if fresh[at].any() or len(np.unique(at)) < len(at):
-                raise BadAccess(f"{who}: stores an element twice in one launch")
+                raise BadAccess(f"{self._who()}: stores an element twice in one launch")
             fresh[at] = True
         region.written[at] = True
+
+    def take_back(self) -> None:
+        """Undo what the batch that ran has stored."""
+        while self.stored:
+            last = self.stored.pop()
+            everywhere = np.ones(len(last.addresses), bool)
+            interpreter._interpreter.store(last.addresses, last.values, everywhere)
+            at = last.region.offsets(last.addresses)
+            for marks, were in zip(self._marks(last.region), last.marks, strict=True):
+                marks[at] = were
+
+    def _marks(self, region: Region) -> list[Array]:
+        """What notes the stores to a region: ever, and by this launch."""
+        return [] if region.written is None else [region.written, self.fresh[region.low]]
 
 
 class _Languages:
@@ -321,7 +357,11 @@ class _Languages:
 
 
 class _Chosen:
-    """A kernel's function that runs only the chosen programs of the grid."""
+    """A kernel's function that runs the chosen programs of the grid, many at once.
+
+    Where it is not known how large its tiles are the first runs alone, to tell. Where programs of a
+    batch go different ways those that agree run again together, where one fails each runs alone.
+    """
 
     def __init__(self, fn: Any, watch: Watch, launch: int) -> None:
         self.fn, self.watch, self.launch = fn, watch, launch
@@ -329,13 +369,48 @@ class _Chosen:
         self.__signature__ = inspect.signature(fn)
         self.chosen: set[int] | None = None
         self.count = 0
+        self.ids: list[tuple[int, ...]] = []
 
     def __call__(self, **arguments: Any) -> None:
+        programs = prod(interpreter.interpreter_builder.grid_dim)
         if self.count == 0:
-            self.chosen = self.watch.plan(
-                self.launch, prod(interpreter.interpreter_builder.grid_dim)
-            )
+            self.chosen = self.watch.plan(self.launch, programs)
+        if self.chosen is None or self.count in self.chosen:
+            self.ids.append(interpreter.interpreter_builder.grid_idx)
         self.count += 1
-        if self.chosen is None or self.count - 1 in self.chosen:
-            self.watch.launches[self.launch].ran += 1
+        if self.count == programs and self.ids:
+            known = self.__name__ in self.watch.widest
+            first = 0 if known else 1
+            if not known:
+                self.run(arguments, self.ids[:1])
+            launch = self.watch.launches[self.launch]
+            launch.batch = max(1, WIDEST // self.watch.widest.get(self.__name__, 1))
+            for start in range(first, len(self.ids), launch.batch):
+                self.run(arguments, self.ids[start : start + launch.batch])
+            launch.ran = len(self.ids)
+
+    def run(self, arguments: dict[str, Any], ids: Sequence[tuple[int, ...]]) -> None:
+        """A batch of programs."""
+        builder = interpreter.interpreter_builder
+        builder.programs, builder.grid_idx = len(ids), ids[0]
+        builder.program_ids = np.array(ids, np.int32).T.copy()
+        self.watch.stored.clear()
+        try:
             self.fn(**arguments)
+        except Exception as error:
+            if len(ids) == 1:
+                raise
+            self.watch.take_back()
+            for part in _parted(ids, error):
+                self.run(arguments, part)
+
+
+def _parted(
+    ids: Sequence[tuple[int, ...]], error: Exception
+) -> Iterable[Sequence[tuple[int, ...]]]:
+    if not isinstance(error, Diverged):
+        return [[i] for i in ids]
+    groups: dict[Any, list[tuple[int, ...]]] = {}
+    for i, value in zip(ids, error.values.tolist(), strict=True):
+        groups.setdefault(value, []).append(i)
+    return groups.values()

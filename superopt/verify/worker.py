@@ -31,7 +31,7 @@ from superopt.mugraph.program import Program, Store
 from superopt.mugraph.serialize import from_json
 from superopt.verify import closed, draws
 from superopt.verify.hostile import ROWS, Inputs, Row
-from superopt.verify.interpreter import Watch, faithful, widen
+from superopt.verify.interpreter import Launch, Watch, faithful, widen
 from superopt.verify.judge import Judgement, judge, pooled
 from superopt.verify.tested import describe
 
@@ -56,7 +56,7 @@ SHORT_TILE = 16  # their length, the least that a dot takes; longer where an ext
 TURNING = ("ordinary", "rows that rise", "rows that begin with -inf")  # rows run with short tiles
 MOST_TURNS = 32  # would take more turns of a loop than so many
 LARGE = 1 << 24  # elements of an input, of which only the rows that are read are made hostile
-MOST_COST = 20.0  # estimated seconds of running all programs of launches before the last
+MOST_COST = 6.0  # estimated seconds of running all programs of launches before the last
 
 
 def to_numpy(t: torch.Tensor) -> Array:
@@ -122,8 +122,9 @@ class Job:
         self.eager: set[str] = set()
         self.left_out: list[str] = []
         self.runs = self.ran = self.compared = 0
-        self.costs: dict[str, list[tuple[int, float]]] = {}  # sizes -> (programs, cost) a launch
+        self.costs: dict[str, list[Launch]] = {}  # sizes -> what one program of each launch does
         self.spent = 0.0  # estimated seconds of earlier launches
+        self.widest: dict[str, int] = {}  # lanes of each kernel's largest tile
 
     def run(self) -> dict[str, Any]:
         plan = list(self.plan())
@@ -258,7 +259,8 @@ class Job:
         noting: bool = False,
     ) -> tuple[list[torch.Tensor], Watch]:
         try:
-            with Watch(plan, list(inputs.values()), noting=noting) as watch, torch.no_grad():
+            watch = Watch(plan, list(inputs.values()), noting=noting, widest=self.widest)
+            with watch, torch.no_grad():
                 result = self.kernel(*(inputs[name] for name in self.arguments))
         except Exception as error:
             cause = error
@@ -285,20 +287,22 @@ class Job:
         key = json.dumps([sizes, where["inputs"].endswith(SHORT)], sort_keys=True)
         if key not in self.costs:
             _, watch = self.launch(inputs, lambda *_: {0}, where)
-            self.costs[key] = [(launch.programs, launch.cost) for launch in watch.launches]
+            self.costs[key] = watch.launches
         costs = self.costs[key]
         if self.full:
-            total = sum(programs * cost for programs, cost in costs)
+            total = sum(launch.seconds(launch.programs) for launch in costs)
             return None if n and total > self.seconds else [None] * len(costs)
         if not costs:
             return []
-        earlier = sum(programs * cost for programs, cost in costs[:-1])
+        *before, last = costs
+        earlier = sum(launch.seconds(launch.programs) for launch in before)
         if n and self.spent + earlier > MOST_COST:
             return None
         self.spent += earlier
-        programs, cost = costs[-1]
-        share = self.seconds / of
-        count = max(1, min(MOST_PROGRAMS, int(share / max(cost, 1e-6))))
+        programs, share = last.programs, self.seconds / of
+        count = MOST_PROGRAMS
+        while count > 1 and last.seconds(count) > share:
+            count -= 1
         if count >= programs:
             return [None] * len(costs)
         ends = [0, programs - 1] if n % 2 == 0 else [programs - 1, 0]
