@@ -40,7 +40,9 @@ TAME = (
     4096.0,
     -4096.0,
 )  # what stands for values that are not finite, where masks may hide them
-MOST_PROGRAMS = 6  # of the last launch, for one set of inputs
+MOST_PROGRAMS = 16  # of the last launch, for one set of inputs
+MORE_AT_ONCE = 1.25  # times what one of them takes: so long they may take in any case
+MOST_POOL = 16  # of the last launch, for all sets of inputs of one size
 MOST_ELEMENTS = 4096  # compared in one output, for one set of inputs
 ROW_ELEMENTS = 128  # of each row compared, to know its largest value and eager's error
 LEAST_OF_ROW = 8  # of these, however long each takes
@@ -124,6 +126,7 @@ class Job:
         self.runs = self.ran = self.compared = 0
         self.costs: dict[str, list[Launch]] = {}  # sizes -> what one program of each launch does
         self.spent = 0.0  # estimated seconds of earlier launches
+        self.rows: dict[str, dict[str, torch.Tensor]] = {}  # sizes -> rows read of large inputs
         self.widest: dict[str, int] = {}  # lanes of each kernel's largest tile
 
     def run(self) -> dict[str, Any]:
@@ -213,15 +216,23 @@ class Job:
         chosen: Sequence[set[int] | None],
         where: Mapping[str, Any],
     ) -> dict[str, torch.Tensor]:
-        """Which rows of large inputs the chosen programs of a lone launch read."""
+        """Which rows of large inputs a lone launch reads, of which some programs are run at all."""
         large = {n: t for n, t in drawn.items() if t.numel() > LARGE and t.is_floating_point()}
         if not large or len(chosen) != 1 or chosen[0] is None:
             return {}
-        _, watch = self.launch(drawn, lambda *_: chosen[0], where, noting=True)
-        return {
-            name: torch.tensor(sorted(watch.rows.get(t.untyped_storage().data_ptr(), ())))
-            for name, t in large.items()
-        }
+        key = self.kind_of(where)
+        if key not in self.rows:
+            pool = set(self.pool_of(self.costs[key][0].programs))
+            _, watch = self.launch(drawn, lambda *_: pool, where, noting=True)
+            self.rows[key] = {
+                name: torch.tensor(sorted(watch.rows.get(t.untyped_storage().data_ptr(), ())))
+                for name, t in large.items()
+            }
+        return self.rows[key]
+
+    def kind_of(self, where: Mapping[str, Any]) -> str:
+        """The sizes of a set of inputs, and whether tiles are short: what the programs do."""
+        return json.dumps([where["sizes"], where["inputs"].endswith(SHORT)], sort_keys=True)
 
     def redrawn(
         self,
@@ -284,7 +295,7 @@ class Job:
         store. Costs come from running the first program of each launch, once for each sizes, and
         are counted, not timed, so that the choice is the same everywhere.
         """
-        key = json.dumps([sizes, where["inputs"].endswith(SHORT)], sort_keys=True)
+        key = self.kind_of(where)
         if key not in self.costs:
             _, watch = self.launch(inputs, lambda *_: {0}, where)
             self.costs[key] = watch.launches
@@ -299,16 +310,22 @@ class Job:
         if n and self.spent + earlier > MOST_COST:
             return None
         self.spent += earlier
-        programs, share = last.programs, self.seconds / of
-        count = MOST_PROGRAMS
+        programs, count = last.programs, MOST_PROGRAMS
+        share = max(self.seconds / of, MORE_AT_ONCE * last.seconds(1))
         while count > 1 and last.seconds(count) > share:
             count -= 1
         if count >= programs:
             return [None] * len(costs)
-        ends = [0, programs - 1] if n % 2 == 0 else [programs - 1, 0]
-        inner = random.Random(f"{self.seed} {n}").sample(range(programs), min(programs, count))
-        order = inner + ends if n % 4 > 1 and count < 3 else ends + inner
-        return [*([None] * (len(costs) - 1)), set(list(dict.fromkeys(order))[:count])]
+        pool = self.pool_of(programs)
+        chosen = {pool[(n * count + i) % len(pool)] for i in range(count)}
+        return [*([None] * (len(costs) - 1)), chosen]
+
+    def pool_of(self, programs: int) -> list[int]:
+        """Programs of a last launch, of which each set of inputs runs some in turn."""
+        inner = random.Random(f"{self.seed} {programs}").sample(
+            range(programs), min(programs, MOST_POOL)
+        )
+        return list(dict.fromkeys([0, programs - 1, *inner]))[:MOST_POOL]
 
     def check_shapes(
         self, outputs: Sequence[torch.Tensor], sizes: Mapping[str, int], where: Mapping[str, Any]
