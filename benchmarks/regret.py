@@ -30,7 +30,7 @@ from typing import Any
 if "--rehearse" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
-from superopt.bench import Kernel, error_of, in_float64, in_turn, outputs
+from superopt.bench import Comparison, Kernel, in_turn
 from superopt.cost_model.beforehand import beforehand
 from superopt.cost_model.configs import ranked
 from superopt.cost_model.model import KernelModel, Prediction
@@ -159,16 +159,19 @@ def study(kernel: Kernel, task: Task, clock: Clock) -> dict[str, Any]:
             print(f"  compiling beforehand: {text}", flush=True)
     own = slots(kernel.module, task.sizes)
     original = dict(own[0])
+    comparison = Comparison.of(kernel, task.sizes, 0, clock.device)
+    checked = slots(kernel.module, comparison.sizes)  # another row, where float64 took too much
+    if not checked or checked[0].keys() != original.keys():
+        raise MemoryError(f"float64 fits at {comparison.sizes} only, which takes another kernel")
     inputs = kernel.inputs(task.sizes, 0, clock.device)
-    eager = outputs(kernel.module.reference(*inputs))
-    want = in_float64(kernel.module.reference, inputs)
+    other = dict(checked[0])
     rows: list[dict[str, Any]] = []
     calls: dict[str, Any] = {}
     for rank, (entry, prediction) in enumerate(task.found):
         rows.append({"rank": rank, "config": entry, "predicted_us": prediction.time_us})
-        put(own, entry)
+        put([*own, *checked], entry)
         try:
-            error = error_of(kernel.function, inputs, want, eager)
+            error = comparison.error_of(kernel.function)
             if error > 1:
                 rows[-1]["note"] = f"wrong: {error:.3g} of what is allowed"
             else:
@@ -176,6 +179,7 @@ def study(kernel: Kernel, task: Task, clock: Clock) -> dict[str, Any]:
         except Exception as failed:  # a configuration's own failure is a result
             rows[-1]["note"] = failure(failed)
     put(own, original)
+    put(checked, other)
     for rank_text, timing in interleaved(calls, clock, 0.5).items():
         row = rows[int(rank_text)]
         row |= {"measured_us": timing.median_us} if isinstance(timing, Timing) else {"note": timing}

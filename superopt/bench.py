@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import runpy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
@@ -143,57 +142,63 @@ def _rows(tensor: torch.Tensor) -> Any:
     return chosen.to(torch.float64).cpu().numpy()
 
 
-def error_of(
-    function: Function,
-    inputs: Sequence[torch.Tensor],
-    want: Sequence[torch.Tensor],
-    eager: Sequence[torch.Tensor],
-) -> float:
-    """The error over what the gate's criterion allows: at most 1 passes, inf for a wrong NaN.
+@dataclass(frozen=True)
+class Comparison:
+    """What calls at some sizes are compared with: float64's outputs `want`, and eager's."""
 
-    Memory that the call may allocate holds NaN before, so that what it does not write is seen.
-    Raises ValueError where an output has another shape or element type than eager's.
-    """
-    poison = [torch.full_like(t, float("nan")) for t in eager if t.is_floating_point()]
-    del poison
-    got = outputs(function(*inputs))
-    worst = 0.0
-    for n, (g, w, e) in enumerate(zip(got, want, eager, strict=True)):
-        if (g.shape, g.dtype) != (e.shape, e.dtype):
-            raise ValueError(
-                f"output {n} is {tuple(g.shape)} {g.dtype}, eager's {tuple(e.shape)} {e.dtype}"
-            )
-        worst = max(worst, pooled([judge(_rows(g), _rows(w), _rows(e), NAMES[e.dtype])]))
-    return worst
+    sizes: Sizes
+    inputs: Sequence[torch.Tensor]
+    want: Sequence[torch.Tensor]
+    eager: Sequence[torch.Tensor]
+
+    @staticmethod
+    def of(kernel: Kernel, sizes: Sizes, seed: int, device: str) -> Comparison:
+        """Where float64 does not fit into memory, the largest size is halved until it does."""
+        sizes = dict(sizes)
+        while True:
+            try:
+                inputs = kernel.inputs(sizes, seed, device)
+                want = in_float64(kernel.module.reference, inputs)
+                eager = outputs(kernel.module.reference(*inputs))
+                return Comparison(sizes, inputs, want, eager)
+            except torch.OutOfMemoryError:
+                largest = max(sizes, key=lambda k: sizes[k], default="")
+                if not largest or sizes[largest] <= max(1, kernel.module.RANGES[largest][0]):
+                    raise
+                sizes[largest] = max(sizes[largest] // 2, kernel.module.RANGES[largest][0])
+            torch.cuda.empty_cache()
+
+    def error_of(self, function: Function) -> float:
+        """The error over what the gate's criterion allows: at most 1 passes, inf for a wrong NaN.
+
+        Memory that the call may allocate holds NaN before, so that what it does not write is seen.
+        Raises ValueError where an output has another shape or element type than eager's.
+        """
+        poison = [torch.full_like(t, float("nan")) for t in self.eager if t.is_floating_point()]
+        del poison
+        got = outputs(function(*self.inputs))
+        worst = 0.0
+        for n, (g, w, e) in enumerate(zip(got, self.want, self.eager, strict=True)):
+            if (g.shape, g.dtype) != (e.shape, e.dtype):
+                raise ValueError(
+                    f"output {n} is {tuple(g.shape)} {g.dtype}, eager's {tuple(e.shape)} {e.dtype}"
+                )
+            worst = max(worst, pooled([judge(_rows(g), _rows(w), _rows(e), NAMES[e.dtype])]))
+        return worst
 
 
 def check(
     kernel: Kernel, peers: Mapping[str, Function], sizes: Sizes, seed: int, device: str
 ) -> tuple[Sizes, dict[str, float | str]]:
-    """Each peer's error over what is allowed, or how it failed, and the sizes of the comparison.
-
-    Where float64 does not fit into memory, the largest size is halved until it does.
-    """
-    sizes = dict(sizes)
-    while True:
-        try:
-            inputs = kernel.inputs(sizes, seed, device)
-            want = in_float64(kernel.module.reference, inputs)
-            eager = outputs(kernel.module.reference(*inputs))
-            break
-        except torch.OutOfMemoryError:
-            largest = max(sizes, key=lambda k: sizes[k], default="")
-            if not largest or sizes[largest] <= max(1, kernel.module.RANGES[largest][0]):
-                raise
-            sizes[largest] = max(sizes[largest] // 2, kernel.module.RANGES[largest][0])
-        torch.cuda.empty_cache()
+    """Each peer's error over what is allowed, or how it failed, and the sizes of the comparison."""
+    comparison = Comparison.of(kernel, sizes, seed, device)
     found: dict[str, float | str] = {}
     for name, peer in peers.items():
         try:
-            found[name] = error_of(peer, inputs, want, eager)
+            found[name] = comparison.error_of(peer)
         except Exception as error:  # a peer's own failure is a result
             found[name] = failure(error)
-    return sizes, found
+    return comparison.sizes, found
 
 
 # -- one kernel at one size -------------------------------------------------------------------
@@ -330,7 +335,7 @@ def read_peers(path: Path | None) -> Peers:
     """`PEERS` of a Python file: a kernel's name -> a peer's name -> a function of its arguments."""
     if path is None:
         return {}
-    found = runpy.run_path(str(path)).get("PEERS")
+    found = getattr(load(path), "PEERS", None)  # by a name that torch.compile can import
     if not isinstance(found, dict):
         raise UsageError(f"{path}: it defines no dict PEERS (kernel -> peer -> function)")
     return found

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,17 +76,21 @@ def test_a_kernel_is_right_and_a_wrong_peer_is_seen(kernel: bench.Kernel) -> Non
     assert "float32, eager's (7, 16) torch.float16" in errors["wide"]
 
 
-def test_a_comparison_that_does_not_fit_is_made_at_half_the_size(
-    kernel: bench.Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float64 fits up to 20 rows."""
     whole = bench.in_float64
 
-    def small_memory(fn: Any, inputs: list[torch.Tensor]) -> Any:
+    def in_float64(fn: Any, inputs: list[torch.Tensor]) -> Any:
         if len(inputs[0]) > 20:
             raise torch.OutOfMemoryError("no room")
         return whole(fn, inputs)
 
-    monkeypatch.setattr(bench, "in_float64", small_memory)
+    monkeypatch.setattr(bench, "in_float64", in_float64)
+
+
+@pytest.mark.usefixtures("small_memory")
+def test_a_comparison_that_does_not_fit_is_made_at_half_the_size(kernel: bench.Kernel) -> None:
     at, errors = bench.check(kernel, {"ours": kernel.function}, {"B": 64}, 0, "cpu")
     assert at == {"B": 16}
     assert errors["ours"] <= 1
@@ -271,6 +275,19 @@ def test_a_visit_rehearsed(folder: Path, tmp_path: Path, without_provers: str) -
 
 def regret() -> Any:
     return load(ROOT / "benchmarks/regret.py")
+
+
+@pytest.mark.usefixtures("small_memory")
+def test_configurations_are_timed_at_sizes_that_float64_does_not_fit(kernel: bench.Kernel) -> None:
+    study = regret()
+    table = study.slots(kernel.module, {"B": 64})
+    entries = [dict(table[0]), {**table[0], "num_warps": 2 * table[0]["num_warps"]}]
+    guess = SimpleNamespace(time_us=1.0)
+    task = study.Task({"B": 64}, [(entry, guess) for entry in entries], [])
+    found = study.study(kernel, task, timing.clock_for(rehearse=True))
+    assert [row["config"] for row in found["rows"]] == entries
+    assert all("measured_us" in row for row in found["rows"])
+    assert table[0] == entries[0], "the table is as it was"
 
 
 def test_regret_and_ranks() -> None:
