@@ -330,7 +330,7 @@ class Watch:
         at = region.offsets(active)
         if kind == "store":
             fresh = self.fresh[region.low]
-            if fresh[at].any() or len(np.unique(at)) < len(at):
+            if fresh[at].any() or not _distinct(at, len(fresh)):
                 raise BadAccess(f"{self._who()}: stores an element twice in one launch")
             fresh[at] = True
         region.written[at] = True
@@ -348,6 +348,13 @@ class Watch:
     def _marks(self, region: Region) -> list[Array]:
         """What notes the stores to a region: ever, and by this launch."""
         return [] if region.written is None else [region.written, self.fresh[region.low]]
+
+
+def _distinct(at: Array, most: int) -> bool:
+    """Whether no place below `most` comes twice: each then holds its own number."""
+    place, numbers = np.empty(most, np.int32), np.arange(len(at), dtype=np.int32)
+    place[at] = numbers
+    return bool((place[at] == numbers).all())
 
 
 class _Languages:
