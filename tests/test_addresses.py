@@ -126,7 +126,24 @@ def squared(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     return written(fn, {"b1": "whole"}, folder, 32, x=Tensor(B, B), w=Tensor(B, B))
 
 
-@pytest.mark.parametrize("name", ["gated", "rows", "swizzled", "joined", "paired", "squared"])
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """A tile holds rows of several batches; in the output a row's two numbers stand apart."""
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("btd,dhe->bhte", x, w)
+
+    tensors = {"x": Tensor(B, 4, 512), "w": Tensor(512, 8, 64)}
+    run = find_kernel(spec(dtype=HALF, tune_at=[{"B": 64}], **tensors)(fn), Settings(jobs=1))
+    path = tmp_path_factory.mktemp("packed") / "kernel.py"
+    path.write_text(run.source)
+    return Kernel(path, run.program)
+
+
+SOUND = ["gated", "rows", "swizzled", "joined", "paired", "squared", "packed"]
+
+
+@pytest.mark.parametrize("name", SOUND)
 def test_a_sound_kernel_is_proved(name: str, request: pytest.FixtureRequest) -> None:
     with Proving() as proving:
         proving.ask(*request.getfixturevalue(name), {})
@@ -207,6 +224,15 @@ EDITS = {
         ("_span(x) < 2**31", "x.numel() < 2**31"),  # which no symbol has: not a False
         ("in_b = b < B", "in_b = tl.max_constancy(b < B, 16)"),
         ("n = n_start +", "n = tl.where(n_start < N, n_start * 70000, 0) // 70000 +"),
+    ),
+    "packed": (
+        ("(h // 4)[:, None] * (M", "(h // 8)[:, None] * (M"),
+        ("(h // 4)[:, None] * (M", "(h % 4)[:, None] * (M"),
+        ("(h % 4)[:, None] * N", "(h % 8)[:, None] * N"),
+        ("(h % 4)[:, None] * N", "(3 - h % 4)[:, None] * (2 * N)"),
+        ("in_h = h < B * 4", "in_h = h < B * 2"),
+        ("in_h = h < B * 4", "in_h = h < B * 8"),
+        ("x.new_empty((B, 8, 4, 64))", "x.new_empty((B, 8, 2, 64))"),
     ),
     "paired": (
         ("out_ptr + b[:, None] * 64 + (n * 2)", "out_ptr + b[:, None] * 64 + (n * 2 + 1)"),

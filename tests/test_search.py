@@ -9,6 +9,7 @@ import online_programs as table
 import programs
 import pytest
 import torch
+import torch.nn.functional as F
 from programs import traced
 
 import superopt
@@ -21,6 +22,7 @@ from superopt.mugraph.expr import Axis, axis, cast, find, index, load, op, reduc
 from superopt.mugraph.expr import Tensor as Stored
 from superopt.mugraph.interpret import run_graph
 from superopt.mugraph.program import Config, Program, store, weights
+from superopt.mugraph.text import inline
 from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Candidate as Ranked
@@ -71,6 +73,28 @@ def test_fusing_does_not_pay_where_it_would_recompute_a_layer() -> None:
     best = search(traced(programs.two_layers, **LAYERS)).candidates[0]
     assert best.at[()][1].launches == 2
     assert [t.dtype for t in best.graph.temporaries] == ["f16"]
+
+
+def test_rows_of_several_axes_share_a_tile() -> None:
+    """Four rows of each of 16 batches: one tile of 64 rows, not 16 tiles of 4 that are padded."""
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.silu(x @ w)
+
+    tensors = {"x": Tensor(torch.export.Dim("B", min=1, max=4096), 4, 256), "w": Tensor(256, 512)}
+    program = trace(superopt.spec(dtype=torch.float16, **tensors)(fn)).program
+    best = search_program(program, Options(H200, ((("B", 16),),))).candidates[0]
+    config, prediction = best.at[("B", 16),]
+    ((tile, extent),) = [
+        (dict(c.tiles)[a.name], a.extent)
+        for k, c in zip(best.graph.kernels, config, strict=True)
+        for s in k.stores
+        for a in s.axes
+        if any(find(a.extent, "sym"))
+    ]
+    assert inline(extent) == "B * 4"
+    assert tile > 4
+    assert prediction.launches == 1
 
 
 def test_launch_cost_decides_whether_to_fuse() -> None:

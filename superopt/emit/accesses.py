@@ -9,9 +9,23 @@ from superopt.emit.scalar import triton_type
 from superopt.emit.tiles import Order
 from superopt.emit.values import Values
 from superopt.mugraph.dtypes import accumulator, is_float
-from superopt.mugraph.expr import TRUE, Expr, Tensor, is_const, make
+from superopt.mugraph.expr import TRUE, Expr, Tensor, index, is_const, make, op
 from superopt.mugraph.program import Store
 from superopt.mugraph.threads import core
+
+
+def joined(tensor: Tensor, indices: Sequence[Expr]) -> list[Expr]:
+    """The indices of a contiguous tensor, neighbours that are digits of one number put together.
+
+    [r // 4, r % 4, n] of a tensor of (B, 4, N) are [0, r, n].
+    """
+    found = list(indices)
+    for d in range(1, len(found)):
+        extent, digit = tensor.shape[d], found[d]
+        whole = digit.op == "mod" and digit.args[1] is extent
+        if whole and found[d - 1] is op("floordiv", digit.args[0], extent):
+            found[d - 1 : d + 1] = index(0), digit.args[0]
+    return found
 
 
 class Accesses(Values):
@@ -36,6 +50,8 @@ class Accesses(Values):
 
     def pointer(self, tensor: Tensor, indices: Sequence[Expr], order: Order) -> Code:
         code = quote(self.param("pointer", tensor, stem=f"{self.stem(tensor)}_ptr"))
+        if tensor in self.contiguous:
+            indices = joined(tensor, indices)
         for dim, i in enumerate(indices):
             if is_const(i, 0):
                 continue

@@ -21,7 +21,9 @@ from superopt.mugraph.expr import (
     axis,
     find,
     fresh,
+    index,
     make,
+    op,
     rebuild,
     reduce,
     rewrite,
@@ -108,6 +110,48 @@ def programs_only(stores: tuple[Store, ...], split: frozenset[Axis]) -> frozense
     return frozenset(single)
 
 
+def _packings(
+    stores: tuple[Store, ...], split: frozenset[Axis]
+) -> Iterator[tuple[tuple[Store, ...], frozenset[Axis]]]:
+    """Row axes of a contraction as one axis, so that a tile holds rows of several: b and m as
+    4 b + m. At most one of them is as long as a symbol says, and that is the outermost."""
+    done: set[tuple[Axis, ...]] = set()
+    for node in toposort(*(s.value for s in stores)):
+        pair = contraction(node)
+        for own in (
+            () if pair is None else (pair[0].free - pair[1].free, pair[1].free - pair[0].free)
+        ):
+            axes = sorted(own & split, key=lambda a: (a.extent.op == "const", a.name))
+            axes = [a for n, a in enumerate(axes) if a.extent.op == "const" or not n]
+            group = frozenset(axes)
+            whole = all(group <= {*s.axes} or group.isdisjoint(s.axes) for s in stores)
+            if len(axes) > 1 and whole and tuple(axes) not in done:
+                done.add(tuple(axes))
+                yield _packed(stores, axes, split)
+
+
+def _packed(
+    stores: tuple[Store, ...], axes: Sequence[Axis], split: frozenset[Axis]
+) -> tuple[tuple[Store, ...], frozenset[Axis]]:
+    extent = index(1)
+    for a in axes:
+        extent = op("mul", extent, a.extent)
+    taken = {a for s in stores for n in toposort(s.value) for a in n.free} | set(split)
+    row = fresh(Axis("".join(a.name for a in axes), extent), taken)
+    left, binding = axis(row), dict[Axis, Expr]()
+    for a in reversed(axes[1:]):
+        binding[a] = op("mod", left, a.extent)
+        left = op("floordiv", left, a.extent)
+    binding[axes[0]] = left
+
+    def changed(s: Store) -> Store:
+        own = tuple(dict.fromkeys(row if a in binding else a for a in s.axes))
+        indices = tuple(substitute(i, binding) for i in s.indices)
+        return replace(s, axes=own, indices=indices, value=substitute(s.value, binding))
+
+    return tuple(map(changed, stores)), split - {*axes} | {row}
+
+
 def _rough(a: Axis) -> int:
     return int(a.extent.attr) if a.extent.op == "const" else 1 << 30
 
@@ -146,6 +190,8 @@ def branches(
 
     `largest`: the greatest size of each symbol that is being tuned for.
     """
+    for packed in _packings(stores, split):
+        yield from branches(*packed, largest)
     stored = frozenset(a for s in stores for a in s.axes)
     shared = share_axes(stores, stored - split)
     single = programs_only(shared, split)

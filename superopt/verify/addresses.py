@@ -337,6 +337,10 @@ class _PathCheck:
     # -- stores ----------------------------------------------------------------------------------
 
     def stored(self, name: str, store: Store, sites: Sequence[Site]) -> Iterator[Obligation]:
+        wholes = [Digits.of(places, store.shape) for _, _, places in sites]
+        if all(w.joins == wholes[0].joins for w in wholes):
+            store = replace(store, shape=wholes[0].shape)
+            sites = [(p, a, w.at) for (p, a, _), w in zip(sites, wholes, strict=True)]
         plain: list[Site] = []
         for site in sites:
             found = yield from self.in_blocks(store, site)
@@ -471,6 +475,45 @@ def _solved(number: Poly, block: Poly) -> tuple[Atom, Poly] | None:
         if len(m) == 1 and abs(c) == 1 and m[0].kind not in PLAIN:
             return m[0], (block - (number - poly(m[0]) * c)) * c
     return None
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Indices where two of them were the digits of one number: it stands in their place.
+
+    Along dimensions of B and 4, x // 4 and x % 4: x along one of 4 B. `joins` tells, in order,
+    which dimension took which, and how long that was.
+    """
+
+    at: tuple[Poly, ...]
+    shape: tuple[Poly, ...]
+    joins: tuple[tuple[int, int, Poly], ...] = ()
+
+    @staticmethod
+    def of(at: Sequence[Poly], shape: Sequence[Poly]) -> Digits:
+        for d, (i, extent) in enumerate(zip(at, shape, strict=True)):
+            if i.atom is None or i.atom.kind != "remainder" or i.atom.args[1] != extent:
+                continue
+            quotient = Atom("quotient", i.atom.args)
+            for o, j in enumerate(at):
+                if dict(j.terms).get((quotient,)) == 1:
+                    number = (j - poly(quotient)) * extent + i.atom.args[0]
+                    found = Digits.of(
+                        _taken(at, o, d, number), _taken(shape, o, d, shape[o] * extent)
+                    )
+                    return replace(found, joins=((o, d, extent), *found.joins))
+        return Digits(tuple(at), tuple(shape))
+
+    def element(self, at: Sequence[Poly]) -> tuple[Poly, ...]:
+        """An element's indices, joined in the same way."""
+        for o, d, extent in self.joins:
+            at = _taken(at, o, d, at[o] * extent + at[d])
+        return tuple(at)
+
+
+def _taken(items: Sequence[Poly], place: int, other: int, by: Poly) -> tuple[Poly, ...]:
+    """With `by` at a place, and without the other."""
+    return tuple(by if n == place else x for n, x in enumerate(items) if n != other)
 
 
 def views(store: Store) -> Iterator[Store]:

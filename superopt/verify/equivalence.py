@@ -17,7 +17,7 @@ from typing import Any
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Tensor
 from superopt.mugraph.program import Program
-from superopt.verify.addresses import Prover, call_of, indices, views
+from superopt.verify.addresses import Digits, Prover, call_of, indices, views
 from superopt.verify.forms import Forms
 from superopt.verify.host import LaunchOf, Path, Store, accepted, paths
 from superopt.verify.integers import (
@@ -244,7 +244,9 @@ class PathValues:
                 continue
             joined = _joined(flat, tensor, seen)
             within = both(*map(partial(between, 0), at, seen.shape))
-            change = _elements(at, joined, partial(forms.follows, inside))
+            digits = Digits.of(at, seen.shape)
+            element = digits.element(joined)
+            change = _elements(digits.at, element, partial(forms.follows, inside))
             if change is None or not forms.follows(inside, within):
                 continue
             value = whole.changed(change)
