@@ -114,20 +114,27 @@ def _packings(
     stores: tuple[Store, ...], split: frozenset[Axis]
 ) -> Iterator[tuple[tuple[Store, ...], frozenset[Axis]]]:
     """Row axes of a contraction as one axis, so that a tile holds rows of several: b and m as
-    4 b + m. At most one of them is as long as a symbol says, and that is the outermost."""
-    done: set[tuple[Axis, ...]] = set()
+    4 b + m, in the order in which they are stored."""
+    order = {a: n for n, a in enumerate(dict.fromkeys(a for s in stores for a in s.axes))}
+    done: set[frozenset[Axis]] = set()
     for node in toposort(*(s.value for s in stores)):
         pair = contraction(node)
-        for own in (
-            () if pair is None else (pair[0].free - pair[1].free, pair[1].free - pair[0].free)
-        ):
-            axes = sorted(own & split, key=lambda a: (a.extent.op == "const", a.name))
-            axes = [a for n, a in enumerate(axes) if a.extent.op == "const" or not n]
+        if pair is None:
+            continue
+        a, b = pair
+        for own in (a.free - b.free, b.free - a.free):
+            axes = sorted(own & split, key=order.__getitem__)
             group = frozenset(axes)
             whole = all(group <= {*s.axes} or group.isdisjoint(s.axes) for s in stores)
-            if len(axes) > 1 and whole and tuple(axes) not in done:
-                done.add(tuple(axes))
+            fits = prod(map(_most, axes)) < 2**31
+            if len(axes) > 1 and whole and fits and group not in done:
+                done.add(group)
                 yield _packed(stores, axes, split)
+
+
+def _most(a: Axis) -> int:
+    sizes = {n.attr.name: n.attr.high for n in find(a.extent, "sym")}
+    return ix.value(a.extent, sizes)
 
 
 def _packed(

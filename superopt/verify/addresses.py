@@ -529,6 +529,31 @@ def views(store: Store) -> Iterator[Store]:
             yield replace(store, shape=tuple(shape))
 
 
+def groups(store: Store, seen: Store) -> list[list[int]]:
+    """The dimensions of a tensor that each dimension of a view of it joins."""
+    left, found = list(range(len(store.shape))), []
+    for extent in seen.shape:
+        own, size = list[int](), poly(1)
+        while left and (size != extent or store.shape[left[0]] == poly(1)):
+            own.append(left.pop(0))
+            size = size * store.shape[own[-1]]
+        found.append(own)
+    return found
+
+
+def apart(at: Sequence[Poly], store: Store, seen: Store) -> tuple[Poly, ...]:
+    """The indices along a tensor's own dimensions, of those along a view's."""
+    found: list[Poly] = []
+    for number, own in zip(at, groups(store, seen), strict=True):
+        digits: list[Poly] = []
+        for d in reversed(own[1:]):
+            extent = store.shape[d]
+            digits.append(poly(Atom("remainder", (number, extent))))
+            number = poly(Atom("quotient", (number, extent)))
+        found += [*([number] if own else []), *reversed(digits)]
+    return tuple(found)
+
+
 def _cuts(body: Region) -> int:
     return sum(o.name == "arith.trunci" for op in body.ops for o in op.all_ops())
 

@@ -17,7 +17,7 @@ from typing import Any
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Tensor
 from superopt.mugraph.program import Program
-from superopt.verify.addresses import Digits, Prover, call_of, indices, views
+from superopt.verify.addresses import Digits, Prover, call_of, groups, indices, views
 from superopt.verify.forms import Forms
 from superopt.verify.host import LaunchOf, Path, Store, accepted, paths
 from superopt.verify.integers import (
@@ -289,13 +289,12 @@ def resolved(v: Value, states: Mapping[str, Value], tidy: Callable[[Real], Real]
 
 def _joined(flat: Sequence[Poly], tensor: Store, seen: Store) -> list[Poly]:
     """The indices of an element where dimensions are joined."""
-    left, found = list(zip(flat, tensor.shape, strict=True)), []
-    for extent in seen.shape:
-        own, size = poly(0), poly(1)
-        while left and (size != extent or (left[0][1] == poly(1))):
-            i, n = left.pop(0)
-            own, size = own * n + i, size * n
-        found.append(own)
+    found = []
+    for own in groups(tensor, seen):
+        number = poly(0)
+        for d in own:
+            number = number * tensor.shape[d] + flat[d]
+        found.append(number)
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from superopt.mugraph.helpers import HELPERS, with_needed
 from superopt.mugraph.ops import OPS
-from superopt.verify.addresses import indices
+from superopt.verify.addresses import apart, indices, views
 from superopt.verify.host import Store
 from superopt.verify.integers import (
     FALSE,
@@ -344,15 +344,17 @@ class Lift(Run):
     # -- memory ----------------------------------------------------------------------------------
 
     def places(self, access: Access) -> tuple[Poly, ...]:
-        found = indices(access.offset, self.tensors[access.tensor])
-        if found is None:
-            raise Unreadable(f"the indices of {access.name} are not seen")
         store = self.tensors[access.tensor]
-        if not store.is_input:  # that these are the ones is not among the claims on addresses
-            inside = both(*map(partial(between, 0), found, store.shape))
-            if not self.prove([self.given, access.facts], inside):
-                raise Unreadable(f"the indices of {access.name} are not known")
-        return found
+        for seen in views(store):
+            found = indices(access.offset, seen)
+            if found is not None and (store.is_input or self.inside(access, found, seen)):
+                return apart(found, store, seen)
+        raise Unreadable(f"the indices of {access.name} are not known")
+
+    def inside(self, access: Access, at: Sequence[Poly], seen: Store) -> bool:
+        """That these are the indices, which the claims on addresses need not say of loads."""
+        inside = both(*map(partial(between, 0), at, seen.shape))
+        return self.prove([self.given, access.facts], inside)
 
     def _tt_load(self, op: Op) -> Any:
         mask = self.cond(op.operands[1]) if len(op.operands) > 1 else TRUE
