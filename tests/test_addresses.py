@@ -147,11 +147,11 @@ def batched(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     def fn(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return torch.relu(x @ w) @ v
 
-    tensors = {"x": Tensor(8, B, 512), "w": Tensor(512, 1024), "v": Tensor(1024, 512)}
-    run = find_kernel(spec(dtype=HALF, tune_at=[{"B": 5}], **tensors)(fn), Settings(jobs=1))
+    tensors = {"x": Tensor(B, N, 512), "w": Tensor(512, 1024), "v": Tensor(1024, 512)}
+    run = find_kernel(spec(dtype=HALF, tune_at=[{"B": 8, "N": 5}], **tensors)(fn), Settings(jobs=1))
     path = tmp_path_factory.mktemp("batched") / "kernel.py"
     path.write_text(run.source)
-    assert " < B * 8" in run.source
+    assert " < N * B" in run.source
     return Kernel(path, run.program)
 
 

@@ -127,7 +127,7 @@ def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
     strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
     found: dict[str, Obligation] = {}
     for path in paths(module, inputs, both(facts, strides), prover.decided):
-        given = both(facts, strides, path.conditions)
+        given = both(facts, strides, path.conditions, path.known)
         for obligation in _PathCheck(prover, path, given, bounds).run():
             kept = found.setdefault(obligation.text, obligation)
             found[obligation.text] = max(kept, obligation, key=lambda o: WORSE.index(o.status))
@@ -241,7 +241,7 @@ class _PathCheck:
                 text = f"{name}: every element of {tensor} is stored, by one program"
                 yield Obligation(f"{text}{self.where}", "unknown")
             elif sites:
-                yield from self.stored(name, store, sites)
+                yield from self.in_some_view(name, store, sites)
 
     def also_wide(self, launch: LaunchOf, signature: Mapping[str, str], body: Region) -> None:
         """An argument that does not fit 32 bits comes in 64: nothing may cut it down again."""
@@ -335,6 +335,23 @@ class _PathCheck:
                 yield self.prove(fits, given, claim, may_assume=True)
 
     # -- stores ----------------------------------------------------------------------------------
+
+    def in_some_view(self, name: str, store: Store, sites: Sequence[Site]) -> Iterator[Obligation]:
+        """That each element is stored once, by the indices found within bounds, or by others.
+
+        Where a symbol is 1 an access may be within bounds along dimensions joined or not.
+        """
+        first = found = list(self.stored(name, store, sites))
+        for seen in views(store):
+            if all(o.status == "proved" for o in found):
+                break
+            places = [indices(a.offset, seen) for _, a, _ in sites]
+            others = [(p, a, i) for (p, a, _), i in zip(sites, places, strict=True) if i]
+            inside = (o for p, a, i in others for o in self.inside(name, p, a, seen, i))
+            whole = seen != store and len(others) == len(sites)
+            if whole and all(o.status == "proved" for o in inside):
+                found = list(self.stored(name, seen, others))
+        yield from found if all(o.status == "proved" for o in found) else first
 
     def stored(self, name: str, store: Store, sites: Sequence[Site]) -> Iterator[Obligation]:
         wholes = [Digits.of(places, store.shape) for _, _, places in sites]

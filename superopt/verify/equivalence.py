@@ -65,7 +65,7 @@ def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation]
     found: dict[tuple[str, str], Obligation] = {}
     needed: set[str] = set()
     for path in paths(module, inputs, both(facts, strides), prover.decided):
-        given = both(facts, strides, path.conditions)
+        given = both(facts, strides, path.conditions, path.known)
         made = sparing(partial(_check_path, prover, path, given, rows, Known(), program), needed)
         found |= {(o.text, o.smt): o for o in made}
         if any(o.status != "proved" for o in made):

@@ -65,9 +65,11 @@ class LaunchOf:
 
 @dataclass
 class Path:
-    """One way through the host code. `conditions` are those under which it is taken."""
+    """One way through the host code. `conditions` are those under which it is taken, `known` what
+    follows from them: which numbers of blocks are 1."""
 
     conditions: Cond
+    known: Cond = TRUE
     launches: list[LaunchOf] = field(default_factory=list)
     tensors: list[Store] = field(default_factory=list)
     returned: list[Store] = field(default_factory=list)
@@ -312,8 +314,11 @@ def _in_one_block(path: Path, decisions: _Decisions) -> Path:
     """The path with 1 for each number of blocks of which its conditions leave one."""
 
     def change(a: Atom) -> Poly | None:
-        one = a.kind == "quotient" and decisions.decided(path.conditions, eq(poly(a), 1))
-        return poly(1) if one else None
+        single = eq(poly(a), 1)
+        if a.kind != "quotient" or not decisions.decided(path.conditions, single):
+            return None
+        path.known = both(path.known, single)
+        return poly(1)
 
     path.launches = [replace(n, programs=mapped(n.programs, change)) for n in path.launches]
     return path
