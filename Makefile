@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/superopt search examples/attention.py --out results/demo
 
 test: $(STAMP)
-	$(BIN)/pytest -q -n $(JOBS)
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal
 
 mutants: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m mutants.run --jobs $(JOBS)

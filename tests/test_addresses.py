@@ -17,10 +17,12 @@ import torch
 import z3
 from torch.export import Dim
 
+from superopt.cost_model.profile import load_profile
 from superopt.emit import emit
-from superopt.mugraph.program import Program
+from superopt.mugraph.program import Choice, Program
 from superopt.mugraph.trace import trace
-from superopt.pipeline import Settings, find_kernel
+from superopt.search.driver import Options, search_program
+from superopt.search.found import Sizes
 from superopt.spec import Tensor, spec
 from superopt.verify import Proving
 from superopt.verify.addresses import Prover
@@ -46,6 +48,16 @@ def written(
     sizes = {s.name: 64 for s in traced.program.symbols}
     path = folder / "kernel.py"
     path.write_text(emit(traced, [cases.choice(g, size, **sizes)], cases.NOTES))
+    return Kernel(path, traced.program)
+
+
+def best(fn: Callable, folder: Path, size: Sizes, **tensors: Tensor) -> Kernel:
+    """A kernel.py of what the search predicts to be the fastest at a size."""
+    traced = trace(spec(dtype=HALF, **tensors)(fn))
+    found = search_program(traced.program, Options(load_profile("h200"), (size,))).candidates[0]
+    path = folder / "kernel.py"
+    choice = Choice(size, found.graph, found.at[size][0])
+    path.write_text(emit(traced, [choice], cases.NOTES))
     return Kernel(path, traced.program)
 
 
@@ -109,10 +121,8 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack((a * c - b, a + b * c), -1).flatten(-2)
 
-    run = find_kernel(spec(dtype=HALF, x=Tensor(B, 64), c=Tensor(B, 32))(fn), Settings(jobs=1))
-    path = tmp_path_factory.mktemp("paired") / "kernel.py"
-    path.write_text(run.source)
-    return Kernel(path, run.program)
+    tensors = {"x": Tensor(B, 64), "c": Tensor(B, 32)}
+    return best(fn, tmp_path_factory.mktemp("paired"), (("B", 64),), **tensors)
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +144,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
         return torch.einsum("btd,dhe->bhte", x, w)
 
     tensors = {"x": Tensor(B, 4, 512), "w": Tensor(512, 8, 64)}
-    run = find_kernel(spec(dtype=HALF, tune_at=[{"B": 64}], **tensors)(fn), Settings(jobs=1))
-    path = tmp_path_factory.mktemp("packed") / "kernel.py"
-    path.write_text(run.source)
-    return Kernel(path, run.program)
+    return best(fn, tmp_path_factory.mktemp("packed"), (("B", 64),), **tensors)
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +155,10 @@ def batched(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
         return torch.relu(x @ w) @ v
 
     tensors = {"x": Tensor(B, N, 512), "w": Tensor(512, 1024), "v": Tensor(1024, 512)}
-    run = find_kernel(spec(dtype=HALF, tune_at=[{"B": 8, "N": 5}], **tensors)(fn), Settings(jobs=1))
-    path = tmp_path_factory.mktemp("batched") / "kernel.py"
-    path.write_text(run.source)
-    assert " < N * B" in run.source
-    return Kernel(path, run.program)
+    size = (("B", 8), ("N", 5))
+    kernel = best(fn, tmp_path_factory.mktemp("batched"), size, **tensors)
+    assert " < N * B" in kernel.path.read_text()
+    return kernel
 
 
 SOUND = ["gated", "rows", "swizzled", "joined", "paired", "squared", "packed", "batched"]
