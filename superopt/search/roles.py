@@ -114,7 +114,7 @@ def _packings(
     stores: tuple[Store, ...], split: frozenset[Axis]
 ) -> Iterator[tuple[tuple[Store, ...], frozenset[Axis]]]:
     """Row axes of a contraction as one axis, so that a tile holds rows of several: b and m as
-    4 b + m, in the order in which they are stored."""
+    4 b + m, in the order in which they are stored, where its length fits 32 bits."""
     order = {a: n for n, a in enumerate(dict.fromkeys(a for s in stores for a in s.axes))}
     done: set[frozenset[Axis]] = set()
     for node in toposort(*(s.value for s in stores)):
