@@ -316,10 +316,12 @@ class Watch:
         if kind != "load":
             if region.is_input:
                 raise BadAccess(f"{self._who()}: {kind} to an input")
-            marks = [m[region.offsets(active)] for m in self._marks(region)]
-            before = Stored(region, active, _values_at(active, pointers), marks)
+            before = []
+            if interpreter.interpreter_builder.programs > 1:  # one alone is never taken back
+                marks = [m[region.offsets(active)] for m in self._marks(region)]
+                before = [Stored(region, active, _values_at(active, pointers), marks)]
             self._mark(region, active, kind)
-            self.stored.append(before)
+            self.stored += before
 
     def _who(self) -> str:
         return f"{self.launches[-1].kernel}, program {interpreter.interpreter_builder.grid_idx}"
@@ -386,13 +388,13 @@ class _Chosen:
             self.ids.append(interpreter.interpreter_builder.grid_idx)
         self.count += 1
         if self.count == programs and self.ids:
-            known = self.__name__ in self.watch.widest
-            first = 0 if known else 1
-            if not known:
+            done = 0
+            if self.__name__ not in self.watch.widest:
                 self.run(arguments, self.ids[:1])
+                done = 1
             launch = self.watch.launches[self.launch]
             launch.batch = max(1, WIDEST // self.watch.widest.get(self.__name__, 1))
-            for start in range(first, len(self.ids), launch.batch):
+            for start in range(done, len(self.ids), launch.batch):
                 self.run(arguments, self.ids[start : start + launch.batch])
             launch.ran = len(self.ids)
 
