@@ -168,6 +168,8 @@ def exists(r: Expr, factors: Sequence[Expr], statistics: Sequence[Expr], seed: i
     sums = monoid == "sum"
     others = list(_products(factors, body)) if sums else [const(1.0, "f32")]
     moved = Moved(fresh_data(seed), statistics, seed, PREFIX)
+    if any(e.op == "eq" and not moved.at(0)(e).any() for e in _own(body, statistics)):
+        return "none"  # data in which nothing equals the statistic do not show what moves then
     again = Moved(fresh_data(seed + 1), statistics, seed + 1, PREFIX, few=1)
     best = "none"
     for count in range(4 if sums else 2 if monoid != "prod" else 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Candidate as Ranked
 from superopt.search.driver import Options, Outcome, choices, search_program
-from superopt.search.fingerprint import HOSTILE, KINDS, Fingerprints, relative_errors
+from superopt.search.fingerprint import HOSTILE, KINDS, Accuracy, Fingerprints, relative_errors
 from superopt.search.partition import Candidate, cuts, temporary
 from superopt.search.pool import ProcessPool
 from superopt.search.roles import share_axes
@@ -469,6 +470,43 @@ def test_errors_are_those_of_a_kind_of_input() -> None:
     errors = relative_errors(want, got)
     assert len(errors) == len(KINDS) < len(HOSTILE)
     assert list(np.flatnonzero(errors)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("errors", "safe"),
+    [
+        ({"x": (1e-7, 0.5), "y": (1e-7, 1e-7)}, "y"),
+        ({"x": (1e-3, np.inf), "y": (5e-3, 1e-7), "z": (0.1, 1e-7)}, "y"),  # the nearest to it
+        ({"x": (1e-3, np.inf), "y": (1e-3, np.inf)}, "xy"),
+    ],
+)
+def test_some_term_is_safe(errors: dict[str, tuple[float, float]], safe: str) -> None:
+    i = Axis("i", index(7))
+    terms = {n: load(Stored(n, (i.extent,), "f32"), (axis(i),)) for n in errors}
+    accuracy = Accuracy()
+    for n, term in terms.items():
+        own = np.resize(errors[n], len(KINDS))
+        accuracy.known.update({(term, other): own for other in terms.values()})
+    verdicts = accuracy.safe(list(terms.values()))
+    assert "".join(n for n, ok in zip(terms, verdicts, strict=True) if ok) == safe
+
+
+def by_rows(x, weight, bias, w):
+    return F.layer_norm(x, x.shape[-1:], weight, bias) @ w
+
+
+def by_columns(x, weight, bias, w):
+    return F.layer_norm(x, x.shape[-1:], weight, bias) @ w.T
+
+
+@pytest.mark.parametrize("fn", [by_rows, by_columns], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize("width", [512, 1024])
+def test_the_layout_of_a_weight_decides_nothing(fn: Callable, width: int) -> None:
+    shapes = {"x": (256, 1024), "weight": 1024, "bias": 1024}
+    shapes["w"] = (1024, width) if fn is by_rows else (width, 1024)
+    graph = search(traced(fn, dtype=torch.float16, **shapes)).candidates[0].graph
+    ((stored,),) = (k.stores for k in graph.kernels)
+    assert len(list(find(stored.value, "online"))) == 2  # of the squares, and of the product
 
 
 # -- µGraphs that are as fast ---------------------------------------------------------------------
