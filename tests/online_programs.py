@@ -368,6 +368,12 @@ def skewness(x):
     return centred.pow(3).mean(dim=-1) * torch.rsqrt(second) / second
 
 
+def correlation(x, y):
+    x, y = (t - t.mean(dim=-1, keepdim=True) for t in (x, y))
+    size = x.square().sum(-1) * y.square().sum(-1)
+    return (x * y).sum(-1) * torch.rsqrt(size + EPS)
+
+
 def norm_linear(x, weight, bias, w):
     return F.layer_norm(x, (x.shape[-1],), weight, bias) @ w
 
@@ -467,12 +473,13 @@ def _over_logits() -> list[Row]:
 
 
 def _moments() -> list[Row]:
+    of_one = ((fn, logits) for fn in (variance, deviation, skewness))
     return [
         Row(
-            f"{fn.__name__}-{n}", fn, logits, 1, (ONCE,), {"n": n}, {"b": 33, "n": SMALL_N[n]},
+            f"{fn.__name__}-{n}", fn, given, 1, (ONCE,), {"n": n}, {"b": 33, "n": SMALL_N[n]},
             SINGLE, hostile=("mean 1e6, deviation 1",),
         )
-        for fn in (variance, deviation, skewness)
+        for fn, given in (*of_one, (correlation, two_logits))
         for n in (4096, 262144)
     ]  # fmt: skip
 

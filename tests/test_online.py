@@ -42,7 +42,7 @@ SEARCHED = (
     "gqa_expand-b1-256", "gqa_expand-b1-4096", "logsumexp-262144", "softmax-50257",
     "cross_entropy-50257", "entropy-4096", "variance-262144", "argmax", "top1_of_logits",
     "group_norm_silu", "linear_cross_entropy", "skewness-262144", "kl_divergence-262144",
-    "norm_linear",
+    "norm_linear", "correlation-262144",
 )  # fmt: skip
 WHOLE = ("sliding_window", "argmax")
 DISGUISED = (

@@ -56,7 +56,7 @@ Tiles = tuple[tuple[int, ...], ...]
 TILES: Tiles = ((0,), (1, 2), (3, 4, 5), (6, 7))  # the sampled indices, as a loop may meet them
 HIDDEN: Tiles = ((),)  # one tile, of which a mask hides all: a part may lie past the range's end
 PARTS: tuple[Tiles, ...] = (TILES[:2], TILES[2:], HIDDEN)
-MOST_FORMS = 2  # sets of auxiliaries
+MOST_FORMS = 2  # sets of auxiliaries, beside that of them all
 MOST_SUBSETS = 16  # of auxiliaries that are tried to be zero
 CLOSE = 1e-6  # of float64 runs of the loop and of the plain reductions
 
@@ -448,15 +448,18 @@ def _checked(
 ) -> Iterator[Form]:
     """Forms that compute what the stores do, those with fewer accumulators first.
 
-    For each set of auxiliaries the simplest, and the simplest of which parts can be merged. Where a
-    law holds only with an auxiliary, what does without it takes another pass: it comes last.
+    For each set of auxiliaries the simplest, and the simplest of which parts can be merged. The
+    last keeps them all, which rounding may ask for. Where a law holds only with an auxiliary, what
+    does without it takes another pass: it comes last.
     """
     extras = list(dict.fromkeys(a for law in laws for a in law.auxiliaries))
     full = Sample(k)
     subsets = [frozenset(d) for n in range(len(extras), -1, -1) for d in combinations(extras, n)]
     partial: dict[tuple[Store, ...], Form] = {}
     kept = 0
-    for dropped in subsets[:MOST_SUBSETS]:
+    for dropped in dict.fromkeys([*subsets[: MOST_SUBSETS - 1], frozenset[Expr]()]):
+        if dropped and kept == MOST_FORMS:
+            continue
         own = {law.reduction: law.without(dropped) for law in laws}
         used = {r: own[r] for r in _reached(stores, k, own)}
         forms = [_form(stores, full, used, splits, builders) for splits in (False, True)]
@@ -465,8 +468,6 @@ def _checked(
         partial.update({new: f for new, f in found.items() if f not in whole})
         yield from whole
         kept += bool(whole)
-        if kept == MOST_FORMS:
-            return
     if partial and not kept:
         yield from list(partial.values())[:MOST_FORMS]
     elif not kept and len(laws) > 1:  # what the last one gives takes another pass

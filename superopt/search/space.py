@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from math import prod
 
 from superopt.cost_model.configs import Ranked, ranked, size_of_space
@@ -31,7 +31,7 @@ from superopt.search.extract import KEEP, Coster, Counts, Extractor, Weights
 from superopt.search.fingerprint import within, worst
 from superopt.search.found import Found, Group, Option, Plan, Sizes, fastest
 from superopt.search.observe import Observer, renaming
-from superopt.search.online import LoopAccuracy, Online
+from superopt.search.online import MOST_FORMS, LoopAccuracy, Online
 from superopt.search.partition import operand_type, reducing, temporary
 from superopt.search.roles import branches
 
@@ -426,10 +426,9 @@ class Space:
             if role != "loop":
                 continue
             k = next(a for a in branch.axes if a.name == name)
-            forms = [
-                f for f in self.online.forms(stores, k) if self._as_accurate(f.stores, stores, k)
-            ]
-            if forms:
+            found = self.online.forms(stores, k)
+            accurate = (f for f in found if self._as_accurate(f.stores, stores, k))
+            if forms := list(islice(accurate, MOST_FORMS)):
                 robust = forms[-1].stores if forms[-1].splits else robust
                 stores = forms[0].stores
                 self.tally.laws.update({law.text: law.tried for law in forms[0].laws})
