@@ -98,6 +98,20 @@ def test_rows_of_several_axes_share_a_tile() -> None:
     assert prediction.launches == 1
 
 
+def test_short_digits_of_a_sum_are_one_axis() -> None:
+    """Of 256 channels 8 share a mean: 32 of each would be too few for a dot, 256 are not."""
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return w @ F.silu(F.group_norm(x, 32))
+
+    best = search(traced(fn, dtype=torch.float16, x=(8, 256, 1024), w=(512, 256))).candidates[0]
+    (stored,) = best.graph.kernels[-1].stores
+    (dot,) = find(stored.value, "reduce")
+    assert [inline(a.extent) for a in dot.attr.axes] == ["256"]
+    assert {t.dtype for t in best.graph.temporaries} == {"f32"}  # sums of 8192, no dot's operands
+    assert best.at[()][1].launches == 2
+
+
 def test_launch_cost_decides_whether_to_fuse() -> None:
     program = traced(programs.two_layers, **LAYERS)
     slow = H200.scaled(launch_s=100)

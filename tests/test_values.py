@@ -18,6 +18,7 @@ from typing import Any
 import emit_cases as cases
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.export import Dim
 
 from superopt.cost_model.profile import load_profile
@@ -251,11 +252,21 @@ def of_squares(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
     return (weights / (weights.sum(-1, keepdim=True) + 1e-6)).to(v.dtype) @ v
 
 
+def by_groups(x: torch.Tensor, weight: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Channels are looped over as one axis; groups of 8 of them have a mean."""
+    normed = F.group_norm(x, 16, weight)
+    return w @ F.silu(normed)
+
+
 HEADS = {n: Tensor(2, 2048, 16) for n in "qkv"}
 OTHERS = {
     normed: (HEADS, ("tl.minimum(m_start + BLOCK_M, ", "tl.minimum(m_start, ")),
     of_squares: (HEADS, (" + 1e-06))[:, None]", " + 2e-06))[:, None]")),
     distant: ({"x": Tensor(B, 64)}, ("tl.abs(", "(")),
+    by_groups: (
+        {"x": Tensor(8, 128, 1024), "weight": Tensor(128), "w": Tensor(512, 128)},
+        ("k // 8", "k // 16"),
+    ),
     quantized: (
         {
             "a": Tensor(B, 64, dtype=torch.int8), "w": Tensor(64, 32, dtype=torch.int8),

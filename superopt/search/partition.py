@@ -238,13 +238,15 @@ def _steps(g: EGraph) -> dict[Axis, int]:
 
 
 def operand_type(g: EGraph, c: int) -> str | None:
-    """The element type in which matrix products consume a class."""
+    """The element type in which matrix products consume a class, a whole operand of theirs."""
+    own = g[c].free
     for k in g.classes.values():
         for n in k.nodes:
-            if n.op != "reduce" or n.attr.operand is None or not g[c].free & set(n.attr.axes):
+            if n.op != "reduce" or n.attr.operand is None or not own & set(n.attr.axes):
                 continue
             for body in g[n.children[0]].nodes:
-                if body.op == "*" and g.find(c) in {g.find(x) for x in body.children}:
+                factors = {g.find(x) for x in body.children} if body.op == "*" else set()
+                if g.find(c) in factors and not any(own < g[x].free for x in factors):
                     return str(n.attr.operand)
     return None
 

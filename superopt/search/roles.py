@@ -36,6 +36,7 @@ from superopt.search.extract import contraction
 LARGEST_WHOLE = 65536  # elements of an axis held in one program
 LARGEST_TOGETHER = 16384  # elements of short axes that one reduction holds
 SMALLEST_LOOP = 128  # shorter axes are looped over only where they are many
+SMALLEST_DOT = 32  # indices that a dot sums over
 MOST_ROLES = 64
 MOST_ORDERS = 6  # in which names are given to the axes of one reduction
 
@@ -114,10 +115,13 @@ def _packings(
     stores: tuple[Store, ...], split: frozenset[Axis]
 ) -> Iterator[tuple[tuple[Store, ...], frozenset[Axis]]]:
     """Row axes of a contraction as one axis, so that a tile holds rows of several: b and m as
-    4 b + m, in the order in which they are stored, where its length fits 32 bits."""
+    4 b + m, in the order in which they are stored, where its length fits 32 bits. And so for axes
+    that nested sums go over, of which some are short."""
     order = {a: n for n, a in enumerate(dict.fromkeys(a for s in stores for a in s.axes))}
     done: set[frozenset[Axis]] = set()
     for node in toposort(*(s.value for s in stores)):
+        if (nest := _nest(node)) is not None:
+            yield _with(stores, node, _summed_at_once(*nest)), split
         pair = contraction(node)
         if pair is None:
             continue
@@ -137,19 +141,45 @@ def _most(a: Axis) -> int:
     return ix.value(a.extent, sizes)
 
 
+def _nest(node: Expr) -> tuple[list[Axis], Expr] | None:
+    """The axes of sums that sum one another alone, and the innermost, where that is a contraction.
+
+    None where each axis is long enough to be a dot's own.
+    """
+    axes: list[Axis] = []
+    while node.op == "reduce" and node.attr.monoid == "sum":
+        axes += node.attr.axes
+        if contraction(node) is not None:
+            short = any(_most(a) < SMALLEST_DOT for a in axes)
+            whole = len(axes) > 1 and short and prod(map(_most, axes)) < 2**31
+            return (axes, node) if whole else None
+        node = node.args[0]
+    return None
+
+
+def _summed_at_once(axes: Sequence[Axis], inner: Expr) -> Expr:
+    """The sum over one axis, of which those are the digits in the order in which they are stored."""
+    body = inner.args[0]
+    taken = {a for n in toposort(body) for a in n.free}
+    found = []
+    for order in permutations(sorted(axes, key=lambda a: a.name)):
+        one, binding = _row_of(order, taken)
+        found.append(reduce("sum", (one,), substitute(body, binding), inner.attr.operand))
+    return min(found, key=lambda e: (sum(n.size for n in find(e, "load")), e.digest))
+
+
+def _with(stores: tuple[Store, ...], old: Expr, new: Expr) -> tuple[Store, ...]:
+    def change(node: Expr) -> Expr | None:
+        return new if node is old else None
+
+    return tuple(replace(s, value=rewrite(s.value, change)) for s in stores)
+
+
 def _packed(
     stores: tuple[Store, ...], axes: Sequence[Axis], split: frozenset[Axis]
 ) -> tuple[tuple[Store, ...], frozenset[Axis]]:
-    extent = index(1)
-    for a in axes:
-        extent = op("mul", extent, a.extent)
     taken = {a for s in stores for n in toposort(s.value) for a in n.free} | set(split)
-    row = fresh(Axis("".join(a.name for a in axes), extent), taken)
-    left, binding = axis(row), dict[Axis, Expr]()
-    for a in reversed(axes[1:]):
-        binding[a] = op("mod", left, a.extent)
-        left = op("floordiv", left, a.extent)
-    binding[axes[0]] = left
+    row, binding = _row_of(axes, taken)
 
     def changed(s: Store) -> Store:
         own = tuple(dict.fromkeys(row if a in binding else a for a in s.axes))
@@ -157,6 +187,20 @@ def _packed(
         return replace(s, axes=own, indices=indices, value=substitute(s.value, binding))
 
     return tuple(map(changed, stores)), split - {*axes} | {row}
+
+
+def _row_of(axes: Sequence[Axis], taken: set[Axis]) -> tuple[Axis, dict[Axis, Expr]]:
+    """An axis as long as all together, and each as a digit of its index, the first highest."""
+    extent = index(1)
+    for a in axes:
+        extent = op("mul", extent, a.extent)
+    row = fresh(Axis("".join(a.name for a in axes), extent), taken)
+    left, binding = axis(row), dict[Axis, Expr]()
+    for a in reversed(axes[1:]):
+        binding[a] = op("mod", left, a.extent)
+        left = op("floordiv", left, a.extent)
+    binding[axes[0]] = left
+    return row, binding
 
 
 def _rough(a: Axis) -> int:
