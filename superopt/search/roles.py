@@ -158,7 +158,7 @@ def _nest(node: Expr) -> tuple[list[Axis], Expr] | None:
 
 
 def _summed_at_once(axes: Sequence[Axis], inner: Expr) -> Expr:
-    """The sum over one axis, of which those are the digits in the order in which they are stored."""
+    """The sum over one axis that has those as digits, in the order in which they are stored."""
     body = inner.args[0]
     taken = {a for n in toposort(body) for a in n.free}
     found = []
