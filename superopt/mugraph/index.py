@@ -50,12 +50,12 @@ def _product(a: Poly, b: Poly) -> Poly:
 
 
 def _join(p: Poly) -> Poly:
-    """c*d*(e // d) + c*(e % d) -> c*e."""
+    """c*d*(e // d) + c*(e % d) -> c*e; of e = f // a its quotient is f // (a*d)."""
     for m, c in p.items():
         if len(m) != 1 or m[0].op != "mod":
             continue
         whole, divisor = m[0].args
-        quotient = make("floordiv", (whole, divisor), None, "index")
+        quotient = floordiv(whole, divisor)
         for d_m, d_c in poly(divisor).items():
             target = tuple(sorted((*d_m, quotient)))
             if len(poly(divisor)) == 1 and p.get(target) == c * d_c:

@@ -200,9 +200,9 @@ class Forms:
         before = body
         names, domain, body = self.fused(list(names), self.condition(domain, facts), body, facts)
         domain = self.domain(domain, names, facts)
-        fewer, *rest = self.fused(names, domain, body, facts)  # now that conditions are simple
-        if fewer != names:
-            return self.tidy(over(f.kind, fewer, *rest), facts)
+        again = self.fused(names, domain, body, facts)  # now with simple conditions
+        if again[0] != names:
+            return self.tidy(over(f.kind, *again), facts)
         names, domain, body = shifted(names, domain, body)
         if body != before and any(g.kind in REDUCTIONS for g in factors_in([body])):
             body = self.tidy(body, both(facts, domain))  # of other indices than before
@@ -391,8 +391,8 @@ class Forms:
         parts = [self.multiplied(p, both(facts, c)) for p in conjuncts(c)]
         for place, part in enumerate(parts):
             if any(a.kind in ("quotient", "remainder") for a in atoms_of(part)):
-                others = (p for p in parts if p != part)
-                parts[place] = self.condition(part, both(facts, *others))
+                given_too = both(facts, *(p for p in parts if p != part))
+                parts[place] = self.condition(part, given_too)
         for part in list(parts):
             for n in names:
                 rest = both(facts, *(p for p in parts if p != part))
