@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import programs
 import pytest
 import torch
 from programs import traced
 
 import superopt.cost_model.profile as profile_module
+from superopt.cost_model import features as ft
 from superopt.cost_model.baselines import baselines, greedy_groups
 from superopt.cost_model.configs import ranked
 from superopt.cost_model.model import KernelModel, Space
 from superopt.cost_model.profile import load_profile, targets
 from superopt.emit.compile import TARGETS
 from superopt.errors import UsageError
-from superopt.mugraph.program import Config
+from superopt.mugraph.expr import Axis, axis, cast, index, load, op, reduce
+from superopt.mugraph.expr import Tensor as Stored
+from superopt.mugraph.program import Branch, Config, Kernel, store
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Options, search_program
 from superopt.spec import Tensor, spec
@@ -71,6 +75,30 @@ def test_distinct_bytes_count_each_address_once() -> None:
     m = model(x=(16, 1024), w=(1024, 2048))
     ideal = 2 * (16 * 1024 + 1024 * 2048 + 16 * 2048)
     assert {q.distinct_bytes for _, q in ranked(m)} == {ideal}
+
+
+@pytest.mark.parametrize(
+    ("tile", "run", "sectors"),  # elements that lie side by side, and 32-byte sectors of them
+    [(4, 4, 1), (7, 7, 1), (64, 49, 4), (256, 245, 16)],
+)
+def test_digits_of_an_axis_lie_side_by_side(tile: int, run: int, sectors: int) -> None:
+    """x[k // 49, k // 7 % 7, k % 7] of (64, 7, 7) are rows of 7, and of 49 where the tile has as
+    many; a thread loads one at a time."""
+    k = Axis("k", index(64 * 49))
+    digits = [op("floordiv", axis(k), index(49)), op("floordiv", axis(k), index(7)), axis(k)]
+    digits[1:] = (op("mod", d, index(7)) for d in digits[1:])
+    shape = (index(64), index(7), index(7))
+    x, out = Stored("x", shape, "f16"), Stored("out", (index(1),), "f32")
+    one = Axis("i", index(1))
+    total = reduce("sum", (k,), cast(load(x, digits), "f32"))
+    kernel = Kernel("k0", (Branch((store(out, (one,), total),), (("i", "grid"), ("k", "loop"))),))
+    m = KernelModel(kernel, {}, H200)
+    (f,), (extents,) = m.parts, m.extents
+    s = ft.shape(f, extents, {"k": np.full(1, float(tile)), "i": np.ones(1)})
+    (access,) = (a for a in f.accesses if a.tensor == x)
+    moved = ft.sector_overhead(access, s)
+    assert moved == pytest.approx((32 * sectors + 4) / (2 * run))
+    assert ft.at_once(access, 16) == 2
 
 
 def test_less_bandwidth_takes_longer() -> None:

@@ -75,6 +75,8 @@ def test_equal_polynomials_are_one_node(a, b):
         (mod(add(mul(i, s), j), s), j),
         (add(mul(div(k, 4), 4), mod(k, 4)), k),
         (add(mul(div(k, t), t), mod(k, t)), k),
+        (add(mul(div(k, 20), 20), add(mul(mod(div(k, 5), 4), 5), mod(k, 5))), k),
+        (add(mul(mod(div(k, 5), 4), 5), mod(k, 5)), mod(k, 20)),
         (div(div(k, 3), 5), div(k, 15)),
         (div(i, 6), index(0)),
         (div(op("sub", i, index(6)), 6), index(-1)),

@@ -258,11 +258,16 @@ def by_groups(x: torch.Tensor, weight: torch.Tensor, w: torch.Tensor) -> torch.T
     return w @ F.silu(normed)
 
 
+def flattened(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1) @ w
+
+
 HEADS = {n: Tensor(2, 2048, 16) for n in "qkv"}
 OTHERS = {
     normed: (HEADS, ("tl.minimum(m_start + BLOCK_M, ", "tl.minimum(m_start, ")),
     of_squares: (HEADS, (" + 1e-06))[:, None]", " + 2e-06))[:, None]")),
     distant: ({"x": Tensor(B, 64)}, ("tl.abs(", "(")),
+    flattened: ({"x": Tensor(B, 64, 7, 7), "w": Tensor(3136, 256)}, ("k // 49", "k // 48")),
     by_groups: (
         {"x": Tensor(8, 128, 1024), "weight": Tensor(128), "w": Tensor(512, 128)},
         ("k // 8", "k // 16"),

@@ -19,7 +19,6 @@ from superopt.mugraph import index as ix
 from superopt.mugraph.bounds import Bounds, loop_bounds
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import BINDERS, Axis, Expr, Tensor, body_of
-from superopt.mugraph.expr import axis as ix_axis
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.program import Branch, Store
 from superopt.mugraph.schedule import Accumulate, Compute, Item, Loop, Write, schedule
@@ -303,27 +302,54 @@ def sector_overhead(a: Access, s: Shape) -> Numbers:
     """Bytes that memory moves for each byte requested: short contiguous runs waste their sectors.
 
     A run is the tile along the tensor's last dimension, longer where it covers that whole
-    dimension; of every second element it spans twice as much. A little is charged for each run, as
-    addresses are computed by run.
+    dimension, by an axis or a digit of one; of every second element it spans twice as much. A
+    little is charged for each run, as addresses are computed by run.
     """
     indices = a.node.indices if isinstance(a.node, Store) else a.node.args[:-1]
     size = float(bytes_of(a.tensor))
     run = span = np.full(1, size)
+    reached: dict[Axis, float] = {}  # by the digits of an axis that dimensions hold so far
     for e, extent in zip(reversed(indices), reversed(a.tensor.shape), strict=True):
-        terms = ix.poly(e)
-        steps = [(terms.get((ix_axis(x),), 0), x) for x in e.free if x in s.roles]
-        least = min((step for step, _ in steps if step > 0), default=0)
-        own = [x for step, x in steps if step == least]
+        digits = [(_digit(m[0], s), c) for m, c in ix.poly(e).items() if len(m) == 1]
+        steps = [(d, c) for d, c in digits if d is not None and c > 0]
+        least = min((c for _, c in steps), default=0)
+        own = [d for d, c in steps if c == least]
         if len(own) != 1 or least < 1 or (least > 1 and run is not span):
             break
-        (x,) = own
-        inside = np.minimum(s.tile[x], max(s.extent[x], 1))
-        run, span = run * inside, span * inside * least
-        whole = extent.op == "const" and s.extent[x] * least == extent.attr
-        if not whole or np.all(inside < s.extent[x]):
+        ((x, over, count),) = own
+        if over != reached.get(x, 1.0):
             break
+        inside = np.minimum(np.maximum(s.tile[x] // over, 1), max(count, 1))
+        run, span = run * inside, span * inside * least
+        whole = extent.op == "const" and count * least == extent.attr
+        if not whole or np.all(inside < count):
+            break
+        reached[x] = over * count
     moved = np.minimum(np.ceil(span / SECTOR) * SECTOR, run / size * SECTOR)
     return np.asarray(np.maximum(moved, run) / run + 4 / run)
+
+
+def _digit(e: Expr, s: Shape) -> tuple[Axis, float, float] | None:
+    """Of an axis, x // over % count: how far apart its values are, and how many there are."""
+    count, over = float("inf"), 1.0
+    if e.op == "mod" and e.args[1].op == "const":
+        e, count = e.args[0], float(e.args[1].attr)
+    if e.op == "floordiv" and e.args[1].op == "const":
+        e, over = e.args[0], float(e.args[1].attr)
+    if e.op != "axis" or e.attr not in s.roles:
+        return None
+    return e.attr, over, min(count, float(np.ceil(s.extent[e.attr] / over)))
+
+
+def at_once(a: Access, most: int) -> int:
+    """Bytes that a thread may load in one instruction: of a digit, as many as surely are near."""
+    last = a.node.indices[-1:] if isinstance(a.node, Store) else a.node.args[-2:-1]
+    for e in last:
+        for m, step in ix.poly(e).items():
+            if step == 1 and len(m) == 1 and m[0].op == "mod" and m[0].args[1].op == "const":
+                count = int(m[0].args[1].attr)
+                return min(most, (count & -count) * bytes_of(a.tensor))
+    return most
 
 
 def tensor_elements(t: Tensor, sizes: Sizes) -> float:

@@ -356,7 +356,8 @@ class KernelModel:
         tensor, issue, special, flops = (np.zeros(1) for _ in range(4))
         for f, s in pairs:
             for a in f.accesses:
-                vectors = ft.lanes(f, s, a.free, a.context) * ft.bytes_of(a.tensor) / VECTOR
+                vector = ft.at_once(a, VECTOR)
+                vectors = ft.lanes(f, s, a.free, a.context) * ft.bytes_of(a.tensor) / vector
                 issue = issue + vectors * VECTOR_SLOTS / p.scalar_per_s
             for each, free, context in f.casts:
                 issue = issue + ft.lanes(f, s, free, context) * each / p.scalar_per_s

@@ -50,7 +50,10 @@ def _product(a: Poly, b: Poly) -> Poly:
 
 
 def _join(p: Poly) -> Poly:
-    """c*d*(e // d) + c*(e % d) -> c*e; of e = f // a its quotient is f // (a*d)."""
+    """c*d*(e // d) + c*(e % d) -> c*e; of e = f // a its quotient is f // (a*d).
+
+    And c*d*(e // d % b) + c*(e % d) -> c*(e % (b*d)).
+    """
     for m, c in p.items():
         if len(m) != 1 or m[0].op != "mod":
             continue
@@ -61,6 +64,12 @@ def _join(p: Poly) -> Poly:
             if len(poly(divisor)) == 1 and p.get(target) == c * d_c:
                 rest = {k: v for k, v in p.items() if k not in (m, target)}
                 return _join(_sum(rest, poly(whole), c))
+        for high, h_c in p.items() if divisor.op == "const" else ():
+            digit = len(high) == 1 and high[0].op == "mod" and high[0].args[0] is quotient
+            if digit and h_c == c * divisor.attr:
+                rest = {k: v for k, v in p.items() if k not in (m, high)}
+                joined = mod(whole, mul(divisor, high[0].args[1]))
+                return _join(_sum(rest, poly(joined), c))
     return p
 
 

@@ -75,7 +75,7 @@ def fusions(names: Sequence[str], parts: Sequence[Cond]) -> Iterator[Fusion]:
                 both_ = {atom: quotient, Atom("symbol", (inner,)): lane_ - quotient * limit}
                 rest = [p for p in parts if p not in (low, c, le(0, own))]
                 kept = (low, *(cond_changed(p, both_) for p in rest))
-                yield Fusion(n, limit, both_, kept, f"quotient({inner}")
+                yield Fusion(n, limit, both_, kept, str(quotient))
 
 
 def least_index(domain: Cond, name: str) -> Poly:

@@ -197,12 +197,12 @@ class Forms:
         split = unjoined(names, domain, body)
         if split is not None and law("an index as two"):
             return self.tidy(over(f.kind, *split), facts)
-        before = body
-        names, domain, body = self.fused(list(names), self.condition(domain, facts), body, facts)
+        before, own = body, list(names)
+        names, domain, body = self.fused(own, self.condition(domain, facts), body, facts)
         domain = self.domain(domain, names, facts)
-        again = self.fused(names, domain, body, facts)  # now with simple conditions
-        if again[0] != names:
-            return self.tidy(over(f.kind, *again), facts)
+        names, domain, body = self.fused(names, domain, body, facts)  # now with simple conditions
+        if names != own:  # of which one may be divided
+            return self.tidy(over(f.kind, names, domain, body), facts)
         names, domain, body = shifted(names, domain, body)
         if body != before and any(g.kind in REDUCTIONS for g in factors_in([body])):
             body = self.tidy(body, both(facts, domain))  # of other indices than before
