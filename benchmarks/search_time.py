@@ -38,7 +38,11 @@ COMMAND_LIMIT = 30.0  # seconds, but for:
 COMMAND_LIMITS = {"rmsnorm_linear": 20.0}
 MEMORY_LIMIT = 1024.0  # MiB with --jobs 1, and for each further worker:
 WORKER_LIMIT = 400.0
-ROW_LIMITS = {"attention": 10.0, "gqa": 10.0, "qk_norm": 15.0}  # of rows by how they begin, else:
+ROW_LIMITS = {
+    **dict.fromkeys(("attention", "attention_float", "attention_sdpa"), 10.0),
+    **dict.fromkeys(("gqa_interleave", "gqa_expand", "gqa_sdpa"), 10.0),
+    "qk_norm": 15.0,
+}  # of rows, by name without sizes; of others:
 ROW_LIMIT = 60.0
 ROW_MEMORY_LIMIT = 1536.0  # MiB
 COLUMNS = ("search s", "command s", "MiB", "enumerated", "pruned", "duplicate", "kept", "limit s")
@@ -64,12 +68,13 @@ import json, sys
 from online_programs import BY_NAME
 from superopt.cost_model.profile import load_profile
 from superopt.mugraph.trace import trace
-from superopt.pipeline import tuned_sizes
+from superopt.pipeline import Settings, tuned_sizes
 from superopt.search.driver import Options, encode_outcome, search_program
 spec = BY_NAME[sys.argv[1]].spec()
 program = trace(spec).program
 options = Options(load_profile("h200"), tuned_sizes(program, spec))
-found = encode_outcome(search_program(program, options))
+with Settings(jobs=int(sys.argv[3])).executor() as executor:
+    found = encode_outcome(search_program(program, options, executor=executor))
 found["counts"]["kept"] = len(found["candidates"])
 json.dump(found | {"enumerated": found["counts"]["built"] + found["assigned"] + found["configured"],
                    "cuts_pruned": found["tasks_pruned"]}, open(sys.argv[2], "w"))
@@ -100,13 +105,13 @@ def measure(name: str, jobs: int) -> dict[str, float]:
     return _numbers(search, pruned, seconds, peak, LIMITS.get(name, float("inf")))
 
 
-def measure_row(name: str) -> dict[str, float]:
-    """One cold search of a row of the table, in one process: nothing is checked or emitted."""
+def measure_row(name: str, jobs: int) -> dict[str, float]:
+    """One cold search of a row of the table; nothing is checked or emitted."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
-        seconds, peak = run([sys.executable, "-c", SEARCH_ROW, name, str(found)], folder)
+        seconds, peak = run([sys.executable, "-c", SEARCH_ROW, name, str(found), str(jobs)], folder)
         search = json.loads(found.read_text())
-    limit = next((v for start, v in ROW_LIMITS.items() if name.startswith(start)), ROW_LIMIT)
+    limit = ROW_LIMITS.get(name.split("-")[0], ROW_LIMIT)
     return _numbers(search, search["cuts_pruned"], seconds, peak, limit)
 
 
@@ -140,7 +145,7 @@ def main() -> int:
     print(f"{'':{width}}" + "".join(f"{c:>12}" for c in COLUMNS))
     failed = False
     for name in names:
-        row = measure_row(name) if table else measure(name, options.jobs)
+        row = measure_row(name, options.jobs) if table else measure(name, options.jobs)
         most = float("inf") if table else COMMAND_LIMITS.get(name, COMMAND_LIMIT)
         failed |= row["search s"] > row["limit s"]
         failed |= row["command s"] > most or row["MiB"] > most_memory

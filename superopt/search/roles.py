@@ -37,6 +37,7 @@ LARGEST_WHOLE = 65536  # elements of an axis held in one program
 LARGEST_TOGETHER = 16384  # elements of short axes that one reduction holds
 SMALLEST_LOOP = 128  # shorter axes are looped over only where they are many
 SMALLEST_DOT = 32  # indices that a dot sums over
+MOST_DIGITS = 4  # of an axis that stands for several
 MOST_ROLES = 64
 MOST_ORDERS = 6  # in which names are given to the axes of one reduction
 
@@ -151,8 +152,8 @@ def _nest(node: Expr) -> tuple[list[Axis], Expr] | None:
         axes += node.attr.axes
         if contraction(node) is not None:
             short = any(_most(a) < SMALLEST_DOT for a in axes)
-            whole = len(axes) > 1 and short and prod(map(_most, axes)) < 2**31
-            return (axes, node) if whole else None
+            whole = 1 < len(axes) <= MOST_DIGITS and prod(map(_most, axes)) < 2**31
+            return (axes, node) if short and whole else None
         node = node.args[0]
     return None
 
