@@ -102,7 +102,9 @@ def test_short_digits_of_a_sum_are_one_axis() -> None:
     """Of 256 channels 8 share a mean: 32 of each would be too few for a dot, 256 are not."""
 
     def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return w @ F.silu(F.group_norm(x, 32))
+        groups = x.unflatten(1, (32, 8)).float()
+        centred = groups - groups.mean((2, 3), keepdim=True)
+        return w @ F.silu(centred.flatten(1, 2)).to(w.dtype)
 
     best = search(traced(fn, dtype=torch.float16, x=(8, 256, 1024), w=(512, 256))).candidates[0]
     (stored,) = best.graph.kernels[-1].stores
@@ -514,10 +516,8 @@ def by_columns(x, weight, bias, w):
 
 
 @pytest.mark.parametrize("fn", [by_rows, by_columns], ids=lambda fn: fn.__name__)
-@pytest.mark.parametrize("width", [512, 1024])
-def test_the_layout_of_a_weight_decides_nothing(fn: Callable, width: int) -> None:
-    shapes = {"x": (256, 1024), "weight": 1024, "bias": 1024}
-    shapes["w"] = (1024, width) if fn is by_rows else (width, 1024)
+def test_the_layout_of_a_weight_decides_nothing(fn: Callable) -> None:
+    shapes = {"x": (256, 1024), "weight": 1024, "bias": 1024, "w": (1024, 1024)}
     graph = search(traced(fn, dtype=torch.float16, **shapes)).candidates[0].graph
     ((stored,),) = (k.stores for k in graph.kernels)
     assert len(list(find(stored.value, "online"))) == 2  # of the squares, and of the product
