@@ -69,15 +69,16 @@ from online_programs import BY_NAME
 from superopt.cost_model.profile import load_profile
 from superopt.mugraph.trace import trace
 from superopt.pipeline import Settings, tuned_sizes
-from superopt.search.driver import Options, encode_outcome, search_program
+from superopt.search.driver import Options, search_program
 spec = BY_NAME[sys.argv[1]].spec()
 program = trace(spec).program
 options = Options(load_profile("h200"), tuned_sizes(program, spec))
 with Settings(jobs=int(sys.argv[3])).executor() as executor:
-    found = encode_outcome(search_program(program, options, executor=executor))
-found["counts"]["kept"] = len(found["candidates"])
-json.dump(found | {"enumerated": found["counts"]["built"] + found["assigned"] + found["configured"],
-                   "cuts_pruned": found["tasks_pruned"]}, open(sys.argv[2], "w"))
+    found = search_program(program, options, executor=executor)
+counts = {"dominated": found.counts.dominated, "duplicate": found.counts.duplicate,
+          "kept": len(found.candidates), "cuts_pruned": found.tasks_pruned}
+row = {"seconds": found.seconds, "enumerated": found.enumerated, "counts": counts}
+json.dump(row, open(sys.argv[2], "w"))
 """
 
 
@@ -101,8 +102,7 @@ def measure(name: str, jobs: int) -> dict[str, float]:
         command = [sys.executable, "-m", "superopt.cli", "search", str(EXAMPLES / f"{name}.py")]
         seconds, peak = run([*command, "--out", folder, "--jobs", str(jobs)], folder)
         search = json.loads((Path(folder) / name / "report.json").read_text())["search"]
-    pruned = search["counts"]["cuts_pruned"]
-    return _numbers(search, pruned, seconds, peak, LIMITS.get(name, float("inf")))
+    return _numbers(search, seconds, peak, LIMITS.get(name, float("inf")))
 
 
 def measure_row(name: str, jobs: int) -> dict[str, float]:
@@ -112,19 +112,17 @@ def measure_row(name: str, jobs: int) -> dict[str, float]:
         seconds, peak = run([sys.executable, "-c", SEARCH_ROW, name, str(found), str(jobs)], folder)
         search = json.loads(found.read_text())
     limit = ROW_LIMITS.get(name.split("-")[0], ROW_LIMIT)
-    return _numbers(search, search["cuts_pruned"], seconds, peak, limit)
+    return _numbers(search, seconds, peak, limit)
 
 
-def _numbers(
-    search: dict[str, Any], cuts_pruned: int, seconds: float, peak: float, limit: float
-) -> dict[str, float]:
+def _numbers(search: dict[str, Any], seconds: float, peak: float, limit: float) -> dict[str, float]:
     counts = search["counts"]
     return {
         "search s": search["seconds"],
         "command s": seconds,
         "MiB": peak,
         "enumerated": search["enumerated"],
-        "pruned": counts["dominated"] + cuts_pruned,
+        "pruned": counts["dominated"] + counts["cuts_pruned"],
         "duplicate": counts["duplicate"],
         "kept": counts["kept"],
         "limit s": limit,

@@ -31,6 +31,7 @@ from superopt.mugraph.expr import (
     toposort,
 )
 from superopt.mugraph.program import Branch, Store, illegal
+from superopt.search.division import replaced_all
 from superopt.search.extract import contraction
 
 LARGEST_WHOLE = 65536  # elements of an axis held in one program
@@ -122,7 +123,8 @@ def _packings(
     done: set[frozenset[Axis]] = set()
     for node in toposort(*(s.value for s in stores)):
         if (nest := _nest(node)) is not None:
-            yield _with(stores, node, _summed_at_once(*nest)), split
+            one = {node: _summed_at_once(*nest)}
+            yield tuple(replace(s, value=replaced_all(s.value, one)) for s in stores), split
         pair = contraction(node)
         if pair is None:
             continue
@@ -167,13 +169,6 @@ def _summed_at_once(axes: Sequence[Axis], inner: Expr) -> Expr:
         one, binding = _row_of(order, taken)
         found.append(reduce("sum", (one,), substitute(body, binding), inner.attr.operand))
     return min(found, key=lambda e: (sum(n.size for n in find(e, "load")), e.digest))
-
-
-def _with(stores: tuple[Store, ...], old: Expr, new: Expr) -> tuple[Store, ...]:
-    def change(node: Expr) -> Expr | None:
-        return new if node is old else None
-
-    return tuple(replace(s, value=rewrite(s.value, change)) for s in stores)
 
 
 def _packed(
