@@ -126,10 +126,13 @@ def log1p(x):
 
 
 def tanh(x):
-    size = tl.minimum(tl.abs(x), 20.0)
-    e = expm1(2.0 * size)
-    result = e / (e + 2.0)
-    return tl.where(x == x, tl.where(x < 0, -result, tl.where(x == 0, x, result)), x)
+    """Cephes tanhf: a polynomial below 0.625, 1 - 2 / (exp(2 x) + 1) from there on."""
+    size = tl.abs(x)
+    z = x * x
+    tail = (2.06390887954e-2 - 5.70498872745e-3 * z) * z - 5.37397155531e-2
+    near = ((tail * z + 1.33314422036e-1) * z - 3.33332819422e-1) * z * x + x
+    far = 1.0 - 2.0 / (tl.exp2(2.8853900817779268 * size) + 1.0)
+    return tl.where(size < 0.625, near, tl.where(x < 0, -far, far))
 
 
 def sinh(x):
