@@ -28,14 +28,15 @@ def lattice(symbols: Sequence[Symbol], tuned: Sequence[Sizes]) -> list[Sizes]:
     """Sizes between the least of the range and the largest tuned, but for the tuned, in order.
 
     B in 1..4096, tuned for 16 and 4096, gives B=1, 4, 64, 256 and 1024; of several symbols, all
-    pairs of their sizes.
+    pairs of their sizes, those that are tuned with another among them.
     """
     if not symbols:
         return []
     along = []
     for s in sorted(symbols, key=lambda s: s.name):
-        most = max(dict(sizes)[s.name] for sizes in tuned)
-        along.append([(s.name, size) for size in (*_powers(max(s.low, 1), most), most)])
+        own = {dict(sizes)[s.name] for sizes in tuned}
+        own.update(_powers(max(s.low, 1), max(own)))
+        along.append([(s.name, size) for size in own])
     return sorted((p for p in product(*along) if p not in tuned), key=by_volume)
 
 
