@@ -31,11 +31,12 @@ from superopt.measuring import Row as Timed
 from superopt.mugraph.program import Choice, Config, KernelGraph, Program, Traced
 from superopt.mugraph.trace import trace
 from superopt.search.driver import (
-    SAME,
     Candidate,
     Options,
     Outcome,
+    as_good,
     choices,
+    merit,
     search_program,
     to_choice,
 )
@@ -499,8 +500,9 @@ def _fitted(
 
 def _overtaken(run: Run, draft: Draft) -> bool:
     """Whether another candidate is predicted faster than this one, now that it had to change."""
-    times = [c.at[draft.sizes][1].time_us for c in run.left if draft.sizes in c.at]
-    return min(times) * SAME < draft.candidate.at[draft.sizes][1].time_us
+    now = draft.candidate.at[draft.sizes][1]
+    others = [c.at[draft.sizes][1] for c in run.left if draft.sizes in c.at]
+    return not as_good(now, min(others, key=merit))
 
 
 def _contend(run: Run, draft: Draft, compiler: Compiler) -> None:

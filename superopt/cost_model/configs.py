@@ -14,7 +14,7 @@ from superopt.mugraph.program import Config
 LARGEST_TILE = 16384
 MOST_CONFIGS = 20_000  # of one kernel, predicted at once; options are thinned beyond
 KEPT = 24
-INDIFFERENT = 1.05  # the model cannot tell times apart below this ratio: how seldom an accumulator
+INDIFFERENT = 1.1  # the model cannot tell times apart below this ratio: how seldom an accumulator
 # is rounded decides, then bytes * flops
 
 Ranked = list[tuple[Config, Prediction]]
@@ -25,7 +25,7 @@ def _options(model: KernelModel, a: Axis) -> list[int]:
     looped = any(f.roles.get(a) == "loop" for f in model.parts)
     top = _longest(model, a)
     if dotted:
-        sizes = (32, 64, 128) if looped else (16, 32, 64, 128, 256)
+        sizes = (32, 64, 128, 256) if looped else (16, 32, 64, 128, 256)
         return [t for t in sizes if t <= max(top, sizes[0])]
     least = min(top, _least_beside(model, a)) if looped else 1
     return [t for t in (1 << n for n in range(15)) if least <= t <= min(top, LARGEST_TILE)]
@@ -108,6 +108,6 @@ def _order(costs: Costs, size: int) -> list[int]:
     work = np.broadcast_to(costs.moved * np.maximum(costs.flops, 1), (size,))[fits]
     turns = np.broadcast_to(costs.turns, (size,))[fits]
     close = seconds <= seconds.min() * INDIFFERENT
-    rest = np.round(np.where(close, work, seconds), 12)
-    keys = (fits, rest, np.where(close, turns, 0.0), ~close)  # the last is the first to decide
-    return [int(fits[n]) for n in np.lexsort(keys)]
+    work = np.where(close, np.round(np.log(np.maximum(work, 1.0)) / np.log(INDIFFERENT)), 0.0)
+    keys = (fits, np.round(seconds, 12), work, np.where(close, turns, 0.0), ~close)
+    return [int(fits[n]) for n in np.lexsort(keys)]  # the last key is the first to decide

@@ -48,6 +48,7 @@ def _reasons(model: KernelModel, space: Space, costs: Costs) -> dict[str, str]:
         "tensor": f"dots; {_share(at_peak, tensor)} of the peak",
         "issue": f"instructions of all kinds at {_amount(p.scalar_per_s)} lanes/s",
         "special": f"special functions at {_amount(p.special_per_s)} lanes/s",
+        "latency": f"one program's steps one by one; {np.ceil(_first(costs.waves)):.0f} in turn",
         "unhidden": "of the others, not hidden behind the busiest",
     }
 

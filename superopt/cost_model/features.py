@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from superopt.mugraph import index as ix
 from superopt.mugraph.bounds import Bounds, loop_bounds
 from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.expr import BINDERS, Axis, Expr, Tensor, body_of
+from superopt.mugraph.expr import BINDERS, Axis, Expr, Tensor, body_of, toposort
 from superopt.mugraph.ops import OPS
 from superopt.mugraph.program import Branch, Store
 from superopt.mugraph.schedule import Accumulate, Compute, Item, Loop, Write, schedule
@@ -29,13 +29,18 @@ Numbers = NDArray[np.float64]  # an element a configuration
 
 
 class Context(tuple[Axis, ...]):
-    """The axes looped around something, outermost first; `bounds` of each loop, None for all."""
+    """The axes looped around something, outermost first; `bounds` of each loop, None for all.
+
+    `place`: which of its branch's loops the innermost is, counted in the order of the program.
+    """
 
     bounds: tuple[Bounds | None, ...] = ()
+    place: int = 0
 
-    def inside(self, a: Axis, bounds: Bounds | None) -> Context:
+    def inside(self, a: Axis, bounds: Bounds | None, place: int) -> Context:
         inner = Context((*self, a))
         inner.bounds = (*self.bounds, bounds)
+        inner.place = place
         return inner
 
 
@@ -54,13 +59,13 @@ class Access:
 class Work:
     """Scalar operations, special functions or a dot over the lanes of a tile."""
 
-    amount: float  # operations a lane (a dot: flops a multiply)
+    amount: float  # instructions a lane (a dot: flops a multiply)
     free: frozenset[Axis]
     context: Context
     dot: Dot | None = None
-    special: int = 0  # of which evaluations by the special-function unit
+    chained: bool = False  # a dot of what another dot gave
+    special: int = 0  # of which by the special-function unit
     words: int = 1  # registers that a lane's result takes
-    ranged: bool = True  # a special function's argument is brought into range
 
 
 @dataclass
@@ -72,6 +77,7 @@ class Features:
     work: list[Work] = field(default_factory=list)
     casts: list[tuple[float, frozenset[Axis], Context]] = field(default_factory=list)  # slots each
     accumulators: list[tuple[frozenset[Axis], tuple[Axis, ...]]] = field(default_factory=list)
+    loops: list[Context] = field(default_factory=list)  # all, in the order of the program
     passes: int = 0  # loops one after another, at the outermost level
     online: bool = False  # whether accumulators use one another in a loop
 
@@ -118,7 +124,8 @@ def _walk(items: tuple[Item, ...], context: Context, out: Features, fused: set[E
                 fused.update(x for x in product.args if x.op == "cast" and core(x).op == "load")
     for item in items:
         if isinstance(item, Loop):
-            inner = context.inside(item.axis, loop_bounds(out.branch, item))
+            inner = context.inside(item.axis, loop_bounds(out.branch, item), len(out.loops) + 1)
+            out.loops.append(inner)
             dotted = any(dot_of(out.branch, node) is not None for node in item.reductions)
             online = any(node.op == "online" for node in item.reductions)
             out.online |= online
@@ -149,15 +156,19 @@ def _compute(node: Expr, context: Context, out: Features, fused: set[Expr]) -> N
         row = OPS[node.op]
         words = 2 if DTYPES[node.dtype].bytes == 8 else 1
         if power_of(node) is not None:  # a multiplication, then the unit's own
-            out.work.append(Work(1, node.free, context, None, 1, words, ranged=False))
+            one = Work(2, node.free, context, special=1, words=words)
         else:
-            out.work.append(Work(row.cost, node.free, context, None, row.special, words))
+            one = Work(row.cost, node.free, context, special=row.special, words=words)
+        out.work.append(one)
 
 
 def _reduction(node: Expr, context: Context, out: Features) -> None:
     dot = dot_of(out.branch, node)
     free = body_of(node).free | frozenset(node.attr.axes)
-    out.work.append(Work(1.0 if dot is None else 2.0, free, context, dot))
+    chained = dot is not None and any(
+        x.op in BINDERS and dot_of(out.branch, x) is not None for x in toposort(dot.a, dot.b)
+    )
+    out.work.append(Work(1.0 if dot is None else 2.0, free, context, dot, chained))
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,13 @@ class Shape:
             found = np.array(means)[place.reshape(-1)]
             self.visits[bounds] = found[:, 0], found[:, 1]
         return self.visits[bounds]
+
+    def turns(self, loop: Context) -> Numbers:
+        """How often a program goes through the innermost of the loops, on average."""
+        total = np.ones(1)
+        for a, bounds in zip(loop, loop.bounds, strict=True):
+            total = total * self.visited(a, bounds)[0]
+        return total
 
 
 SAMPLES = 1024  # programs that a mean is taken over, where there are more
@@ -293,6 +311,11 @@ def tile_elements(s: Shape, free: frozenset[Axis]) -> Numbers:
     for a in free:
         total = total * s.tile[a]
     return total
+
+
+def tile_bytes(s: Shape, a: Access) -> Numbers:
+    """Bytes of one tile that is loaded or stored."""
+    return tile_elements(s, a.free) * bytes_of(a.tensor)
 
 
 SECTOR = 32  # bytes of a memory transaction

@@ -17,8 +17,8 @@ import numpy as np
 from superopt.cost_model import features as ft
 from superopt.cost_model.features import Numbers
 from superopt.cost_model.profile import Profile
-from superopt.mugraph.expr import Axis
-from superopt.mugraph.program import Config, Kernel, KernelGraph
+from superopt.mugraph.expr import Axis, Expr
+from superopt.mugraph.program import Config, Kernel, KernelGraph, Store
 from superopt.mugraph.threads import MIN_TILE
 
 SPARE_REGISTERS = 5  # that the compiler takes for itself
@@ -27,10 +27,13 @@ UNROLLED = 2048  # multiplications of a thread in a lone fp32 dot without tensor
 L2_SHARE = 0.5  # of L2 that one kernel's reuse may count on
 UNHIDDEN = 0.1  # of what the other resources take, beside the slowest one
 GROUP = 4  # warps that go through a loop's phases together: one a scheduler
-# Instructions counted in SASS of inner loops for sm_90, of 4 kernels in 2 configurations each:
-SPECIAL_SLOTS = 3  # of a special function: its own, and what brings its argument into range
+# Instructions counted in SASS of inner loops for sm_90, of 6 kernels in 90 configurations:
 VECTOR_SLOTS = 10  # of 16 bytes that a thread loads or stores: addresses, bounds, waiting
 VECTOR = 16  # bytes that a thread moves at once
+LOOP_SLOTS = 60  # of a warp a turn: barriers, waiting for copies, their addresses
+STALL = 1.5  # clocks an instruction of a warp that is alone on its scheduler
+ROUND_TRIPS = 0.5e-6  # seconds a turn, through shared memory and its barriers, of rows across warps
+ASYNC = 4  # bytes a thread, or a loop's copy to shared memory waits for its data
 
 
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]  # an element a configuration
@@ -146,9 +149,10 @@ class KernelModel:
         slots = p.multiprocessors * resident
         active = np.minimum(count, slots)
         waves = count / slots
-        quantum = np.where(waves > 1, np.ceil(waves) / waves, 1.0)
-        busy = np.minimum(1.0, count / p.multiprocessors)
-        requested, moved, distinct, dram, again, evicted = self._traffic(pairs, active)
+        each_has = count / p.multiprocessors  # programs, on average: the busiest one has most
+        quantum = np.where(waves > 1, np.ceil(waves) / waves, np.ceil(each_has) / each_has)
+        busy = 1 / quantum
+        requested, moved, distinct, dram, evicted = self._traffic(pairs, active)
         flops, seconds = self._arithmetic(pairs, space)
         in_flight = active * self._bytes_in_flight(pairs, space)
         fill = np.minimum(1.0, in_flight / (p.dram_bytes_per_s * p.dram_latency_s))
@@ -157,15 +161,17 @@ class KernelModel:
             "dram": dram / np.minimum(p.dram_bytes_per_s * p.dram_fraction * fill, ports),
             "l2": moved / np.minimum(p.l2_bytes_per_s, ports),
         }
-        times.update({name: t / busy * quantum for name, t in seconds.items()})
-        reread = again / np.minimum(p.l2_bytes_per_s, ports)
-        busiest, unhidden = self._together(times, reread, active * space.warps)
+        times.update({name: t / busy for name, t in seconds.items()})
+        each = {name: t * p.multiprocessors / count for name, t in seconds.items()}
+        far = np.minimum(1.0, dram / np.maximum(requested, 1.0))  # the share that is not in L2
+        latency = p.l2_latency_s + (p.dram_latency_s - p.l2_latency_s) * far
         passes = max((f.passes for f in self.parts), default=0)
         later = np.where(evicted, p.dram_latency_s, p.l2_latency_s) * max(passes - 1, 0)
         first = p.dram_latency_s * (1 + min(passes, 1)) + later  # bytes of each pass
+        steps = np.ceil(waves) * self._alone(pairs, space, each, latency)
+        times["latency"] = np.maximum(steps - first, 0.0)
+        busiest, unhidden = self._together(times)
         times["launch"] = p.launch_s + first
-        if any(f.dots and f.passes for f in self.parts):  # dots wait for them in each wave
-            times["launch"] = times["launch"] + first * np.maximum(waves - 1, 0.0) / resident
         times["unhidden"] = unhidden
         fits = fits & (shared <= p.shared_bytes_per_program)
         total = times["launch"] + busiest + unhidden
@@ -188,39 +194,105 @@ class KernelModel:
                 most = np.maximum(most, np.prod([s.count(a) for a in looped], axis=0))
         return most
 
-    def _together(
-        self, times: Mapping[str, Numbers], reread: Numbers, warps: Numbers
-    ) -> tuple[Numbers, Numbers]:
-        """Seconds of the busiest resource, and those of the others that it does not hide.
-
-        A loop whose accumulators use one another takes turns between dots and what is made of
-        them; a later pass that finds its data in L2, `reread`, begins when the one before it has
-        ended. Of the shorter of two turns only the other warp groups of a multiprocessor hide more.
-        """
+    @staticmethod
+    def _together(times: Mapping[str, Numbers]) -> tuple[Numbers, Numbers]:
+        """Seconds of the busiest resource, and those of the others that it does not hide."""
         stacked = np.stack(np.broadcast_arrays(*times.values()))
         busiest = stacked.max(axis=0)
-        turns = np.minimum(times["dram"], reread)
-        if any(f.online and f.dots for f in self.parts):
-            made_of_them = np.maximum(times["issue"], times["special"])
-            turns = turns + np.minimum(times["tensor"], made_of_them)
-        groups = np.maximum(warps / GROUP / self.profile.multiprocessors, 1.0)
-        waiting = np.maximum(1 / groups - UNHIDDEN, 0.0) * turns
-        return busiest, UNHIDDEN * (stacked.sum(axis=0) - busiest) + waiting
+        return busiest, UNHIDDEN * (stacked.sum(axis=0) - busiest)
+
+    def _alone(
+        self,
+        pairs: list[tuple[ft.Features, ft.Shape]],
+        space: Space,
+        seconds: Mapping[str, Numbers],
+        latency: Numbers,
+    ) -> Numbers:
+        """Seconds that one program takes with a multiprocessor for itself, where each step waits
+        for the one before it; `seconds` are a multiprocessor's, by what it is busy with.
+
+        Dots and what is made of them take turns, but for other warp groups. A loop with dots copies
+        its next tiles while it computes; a tile of less than ASYNC bytes a thread is not copied but
+        loaded when it is needed, behind all copies under way. Other loops load, then compute.
+        """
+        p = self.profile
+        groups = np.maximum(space.warps / GROUP, 1.0)
+        stalled = seconds["issue"] * np.maximum(1.0, STALL * GROUP / space.warps)
+        rest = np.maximum(stalled, seconds["special"])
+        longer, shorter = (pick(seconds["tensor"], rest) for pick in (np.maximum, np.minimum))
+        slowest = np.zeros(1)
+        port = p.multiprocessor_bytes_per_s
+        for f, s in pairs:
+            loads = [a for a in f.accesses if not a.is_store]
+            straight = [ft.tile_bytes(s, a) for a in loads if not a.context]
+            total = latency * bool(straight) + sum(straight, np.zeros(1)) / port
+            hidden = np.zeros(1)
+            for loop in f.loops:
+                tiles = [ft.tile_bytes(s, a) for a in loads if a.context.place == loop.place]
+                if not tiles:
+                    continue
+                arrival = latency + sum(tiles, np.zeros(1)) / port
+                if any(w.dot is not None and w.context.place == loop.place for w in f.work):
+                    least = np.min(np.stack(np.broadcast_arrays(*tiles)), axis=0)
+                    blocked = least < ASYNC * p.threads_per_warp * space.warps
+                    waiting = np.where(space.stages > 2, latency / (space.stages - 1), arrival)
+                    waiting = waiting + ROUND_TRIPS * self._warps(f, s, space)[1]
+                    hidden = hidden + s.turns(loop) * waiting
+                    total = total + arrival + s.turns(loop) * blocked * latency
+                else:
+                    total = total + s.turns(loop) * arrival
+            apart = np.maximum(longer, hidden)
+            after = longer + shorter / groups + hidden
+            total = total + np.where(self._asynchronous(f, s, space), apart, after)
+            slowest = np.maximum(slowest, total)
+        return slowest
+
+    def _asynchronous(self, f: ft.Features, s: ft.Shape, space: Space) -> Flags:
+        """Whether dots run beside all else: warp-group MMAs of operands as they were loaded."""
+        wide = np.full(1, bool(f.dots))
+        for w in f.work:
+            if w.dot is not None:
+                loaded = w.dot.a.op == w.dot.b.op == "load"
+                wide = wide & loaded & self._wide(s, w, space)
+        return wide
 
     def _shared(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
-        """Shared memory that pipelined dot operands take; bytes."""
+        """Shared memory of dots' operands and of what they are made of; bytes.
+
+        What a loop loads is there once a stage where warp groups read it while it is replaced, else
+        once less (compiled for sm_90, 6 kernels in 170 configurations). Of what is computed, rows
+        stay in registers for warp-group MMAs, columns for mma.sync.
+        """
         worst = np.zeros(1)
         for f, s in pairs:
             total = np.zeros(1)
+            loaded: dict[Expr | Store, Numbers] = {}
             for w in f.work:
                 if w.dot is None:
                     continue
-                depth = space.stages if w.dot.k in w.context else np.ones(1)
+                wide = self._wide(s, w, space)
+                read = wide & (w.dot.b.op == "load")
+                ahead = np.where(read, space.stages, np.maximum(space.stages - 1, 1))
+                for a in f.accesses:
+                    if w.context and a.context.place == w.context.place and not a.is_store:
+                        loaded[a.node] = ahead * ft.tile_bytes(s, a)
                 width = 4 if w.dot.operand == "f32" else 2
-                for one, two in ((w.dot.m, w.dot.k), (w.dot.k, w.dot.n)):
-                    total = total + depth * width * s.tile[one] * s.tile[two]
-            worst = np.maximum(worst, total)
+                for e, other, computed in (
+                    (w.dot.a, w.dot.m, w.chained & ~wide),
+                    (w.dot.b, w.dot.n, wide),
+                ):
+                    size = width * s.tile[other] * s.tile[w.dot.k]
+                    if e.op != "load":
+                        total = total + np.where(computed, size, 0.0)
+                    else:
+                        loaded.setdefault(e, size)
+            worst = np.maximum(worst, total + sum(loaded.values(), np.zeros(1)))
         return worst
+
+    def _wide(self, s: ft.Shape, w: ft.Work, space: Space) -> Flags:
+        """Whether a dot is a warp group's."""
+        assert w.dot is not None
+        return np.asarray((s.tile[w.dot.m] >= self.profile.wgmma_rows) & (space.warps >= GROUP))
 
     def _registers(
         self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space
@@ -266,7 +338,7 @@ class KernelModel:
             if f.online and not f.dots:
                 looped = [a.free for a in dict.fromkeys(f.accesses) if a.context and not a.is_store]
                 kept = 2.0 * wide[True] + sum(ft.tile_elements(s, free) for free in looped)
-            loop = (loop + kept) / threads + 30
+            loop = (loop + kept) * self._warps(f, s, space)[0] / threads + 30
             roomy = straight <= (most if f.accumulators else np.minimum(most, STRAIGHT_REGISTERS))
             fits = fits & roomy & (loop <= most)
             for axis in f.dot_axes:
@@ -314,10 +386,10 @@ class KernelModel:
 
     def _traffic(
         self, pairs: list[tuple[ft.Features, ft.Shape]], active: Numbers
-    ) -> tuple[Numbers, Numbers, float, Numbers, Numbers, Flags]:
-        """(requested, moved in sectors, distinct, DRAM) bytes of the launch, those of later passes
-        that find them in L2, and whether any does not."""
-        requested, moved, dram, again = (np.zeros(1) for _ in range(4))
+    ) -> tuple[Numbers, Numbers, float, Numbers, Flags]:
+        """(requested, moved in sectors, distinct, DRAM) bytes of the launch, and whether a later
+        pass finds some of them no longer in L2."""
+        requested, moved, dram = (np.zeros(1) for _ in range(3))
         evicted = np.zeros(1, bool)
         touched: dict[str, float] = {}
         size: dict[str, float] = {}
@@ -333,7 +405,6 @@ class KernelModel:
                 if a.node in seen:  # a later pass
                     gone = total / count * active > cache
                     dram = dram + np.where(gone, total, 0.0)
-                    again = again + np.where(gone, 0.0, total)
                     evicted = evicted | gone
                     continue
                 seen.add(a.node)
@@ -347,7 +418,7 @@ class KernelModel:
                     sharing = np.maximum(1.0, np.sqrt(active))
                     dram = dram + np.maximum(0.0, total / sharing - once)
         distinct = sum(min(v, size[name]) for name, v in touched.items())
-        return requested, moved, distinct, dram + distinct, again, evicted
+        return requested, moved, distinct, dram + distinct, evicted
 
     def _arithmetic(
         self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space
@@ -355,6 +426,11 @@ class KernelModel:
         p = self.profile
         tensor, issue, special, flops = (np.zeros(1) for _ in range(4))
         for f, s in pairs:
+            copies, across = self._warps(f, s, space)
+            programs = ft.programs(f, s)
+            for loop in f.loops:
+                lanes = programs * s.turns(loop) * space.warps * p.threads_per_warp
+                issue = issue + lanes * LOOP_SLOTS * (1 + 2 * across) / p.scalar_per_s
             for a in f.accesses:
                 vector = ft.at_once(a, VECTOR)
                 vectors = ft.lanes(f, s, a.free, a.context) * ft.bytes_of(a.tensor) / vector
@@ -363,15 +439,37 @@ class KernelModel:
                 issue = issue + ft.lanes(f, s, free, context) * each / p.scalar_per_s
             for w in f.work:
                 lanes = ft.lanes(f, s, w.free, w.context)
+                if w.context:
+                    lanes = lanes * copies
                 flops = flops + ft.elements(f, s, w.free, w.context) * w.amount
                 if w.dot is not None:
                     rate = p.dot_rate(w.dot.operand) * self._dot_efficiency(s, w, space)
                     tensor = tensor + lanes * w.amount / rate
                 else:
-                    slots = w.amount + (SPECIAL_SLOTS if w.ranged else 1) * w.special
                     special = special + lanes * w.special / p.special_per_s
-                    issue = issue + lanes * slots / p.scalar_per_s
+                    issue = issue + lanes * w.amount / p.scalar_per_s
         return flops, {"tensor": tensor, "issue": issue, "special": special}
+
+    def _warps(self, f: ft.Features, s: ft.Shape, space: Space) -> tuple[Numbers, Flags]:
+        """How many warps compute the same elements, and whether a row is spread over warps.
+
+        A dot of what another dot gave has all warps along its rows (mma.sync: along its columns
+        where these are more); others have them along both, as far as there are rows and columns.
+        """
+        most, across = np.ones(1), np.zeros(1, bool)
+        for w in f.work:
+            if w.dot is None or w.dot.operand == "f32":
+                continue
+            m, n = s.tile[w.dot.m], s.tile[w.dot.n]
+            rows, columns = MIN_TILE * space.warps / m, MIN_TILE / 2 * space.warps / n
+            if w.chained:
+                along = self._wide(s, w, space) | (m >= n)
+                across = across | ~along
+                own = np.where(along, rows, columns)
+            else:
+                own = rows * columns / space.warps
+            most = np.maximum(most, own)
+        return most, across
 
     def _dot_efficiency(self, s: ft.Shape, w: ft.Work, space: Space) -> Numbers:
         """The share of peak that a dot tile reaches: small ones read more operands for a flop."""
@@ -380,22 +478,19 @@ class KernelModel:
         if w.dot.operand == "f32":
             return np.full(1, 0.6)
         reuse = np.minimum(1.0, (m * n / (m + n)) / 64)  # operand bytes against flops
-        wide = (m >= self.profile.wgmma_rows) & (space.warps >= 4)
-        unit = np.where(wide, 1.0, self.profile.mma_sync_fraction)
+        unit = np.where(self._wide(s, w, space), 1.0, self.profile.mma_sync_fraction)
         return unit * self.profile.dot_fraction * (0.47 + 0.53 * reuse)
 
     def _bytes_in_flight(self, pairs: list[tuple[ft.Features, ft.Shape]], space: Space) -> Numbers:
         """Bytes that one program has under way at its best: asked for and not there, or stored."""
         best = np.full(1, 1.0)
         for f, s in pairs:
-            straight, looped = np.zeros(1), np.zeros(1)
+            tiles: dict[int, Numbers] = {}
             for a in f.accesses:
-                tile = ft.tile_elements(s, a.free) * ft.bytes_of(a.tensor)
-                if a.context:
-                    looped = looped + tile
-                else:
-                    straight = straight + tile
-            best = np.maximum(best, np.maximum(straight, looped * np.maximum(space.stages - 1, 1)))
+                tiles[a.context.place] = tiles.get(a.context.place, 0.0) + ft.tile_bytes(s, a)
+            for place, size in tiles.items():
+                ahead = np.maximum(space.stages - 1, 1) if place else np.ones(1)
+                best = np.maximum(best, size * ahead)
         return best
 
 

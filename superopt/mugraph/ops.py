@@ -1,9 +1,10 @@
 """The operator table: one row an operator, with all that the other parts know of it.
 
 Columns: arity; result type; meaning on numpy float64 arrays; meaning over a finite field where
-it has an exact one; cost in machine operations an element, and evaluations by the special-function
-unit; spelling in Triton; whether it maps zeros to zero (masked lanes then stay neutral in a sum);
-whether larger operands give larger results, rounded ones too (tanh(50) is 1, as tanh(60) is).
+it has an exact one; cost in instructions an element, of which by the special-function unit (counted
+in what Triton compiles for sm_90, branches for huge arguments left out); spelling in Triton;
+whether it maps zeros to zero (masked lanes then stay neutral in a sum); whether larger operands
+give larger results, rounded ones too (tanh(50) is 1, as tanh(60) is).
 Over the field `None` means that no exact meaning exists: a program that uses it cannot claim a
 field check.
 """
@@ -55,7 +56,7 @@ class Op:
     triton: str
     field: Callable[..., Any] | None = None
     cost: float = 1.0
-    special: int = 0  # evaluations by the special-function unit
+    special: int = 0  # of these, by the special-function unit
     keeps_zero: bool = False  # f(0, ...) = 0 when every varying operand is 0
     commutative: bool = False
     increasing: bool = False
@@ -69,48 +70,48 @@ def _rows() -> list[Op]:
         Op("add", 2, same, n.add, "{0} + {1}", lambda a, b: (a + b) % p, 1, 0, True, True),
         Op("sub", 2, same, n.subtract, "{0} - {1}", lambda a, b: (a - b) % p, 1, 0, True),
         Op("mul", 2, same, n.multiply, "{0} * {1}", lambda a, b: a * b % p, 1, 0, True, True),
-        Op("div", 2, f1, _divide, "{0} / {1}", lambda a, b: a * field_inverse(b) % p, 4),
+        Op("div", 2, f1, _divide, "{0} / {1}", lambda a, b: a * field_inverse(b) % p, 8, 1),
         Op("neg", 1, same, n.negative, "-{0}", lambda a: -a % p, 1, 0, True),
         Op("square", 1, same, n.square, "{0} * {0}", lambda a: a * a % p, 1, 0, True),
-        Op("floordiv", 2, same, n.floor_divide, "floor_divide({0}, {1})", cost=8),
-        Op("mod", 2, same, n.mod, "remainder({0}, {1})", cost=8),
-        Op("fmod", 2, same, n.fmod, "fmod({0}, {1})", cost=8),
-        Op("pow", 2, same, n.power, "power({0}, {1})", cost=20, special=3),
+        Op("floordiv", 2, same, n.floor_divide, "floor_divide({0}, {1})", cost=53, special=2),
+        Op("mod", 2, same, n.mod, "remainder({0}, {1})", cost=28, special=1),
+        Op("fmod", 2, same, n.fmod, "fmod({0}, {1})", cost=22, special=1),
+        Op("pow", 2, same, n.power, "power({0}, {1})", cost=200, special=2),
         Op("abs", 1, same, n.abs, "tl.abs({0})", keeps_zero=True),
-        Op("sign", 1, same, n.sign, "sign({0})", cost=2, keeps_zero=True),
+        Op("sign", 1, same, n.sign, "sign({0})", cost=4, keeps_zero=True),
         Op("maximum", 2, same, n.maximum, "maximum({0}, {1})", cost=1, commutative=True),
         Op("minimum", 2, same, n.minimum, "minimum({0}, {1})", cost=1, commutative=True),
         # transcendental
-        Op("exp", 1, f1, n.exp, "tl.exp({0})", cost=2, special=1, increasing=True),
+        Op("exp", 1, f1, n.exp, "tl.exp({0})", cost=5, special=1, increasing=True),
         Op("exp2", 1, f1, n.exp2, "tl.exp2({0})", cost=1, special=1, increasing=True),
-        Op("expm1", 1, f1, n.expm1, "expm1({0})", cost=10, special=2, keeps_zero=True),
-        Op("log", 1, f1, n.log, "tl.log({0})", cost=2, special=1),
-        Op("log2", 1, f1, n.log2, "tl.log2({0})", cost=1, special=1),
-        Op("log10", 1, f1, n.log10, "tl.log({0}) * 0.4342944819032518", cost=2, special=1),
-        Op("log1p", 1, f1, n.log1p, "log1p({0})", cost=10, special=2, keeps_zero=True),
-        Op("sqrt", 1, f1, n.sqrt, "tl.sqrt_rn({0})", cost=4, special=1, keeps_zero=True),
+        Op("expm1", 1, f1, n.expm1, "expm1({0})", cost=18, special=1, keeps_zero=True),
+        Op("log", 1, f1, n.log, "tl.log({0})", cost=25),
+        Op("log2", 1, f1, n.log2, "tl.log2({0})", cost=27),
+        Op("log10", 1, f1, n.log10, "tl.log({0}) * 0.4342944819032518", cost=26),
+        Op("log1p", 1, f1, n.log1p, "log1p({0})", cost=50, special=1, keeps_zero=True),
+        Op("sqrt", 1, f1, n.sqrt, "tl.sqrt_rn({0})", cost=16, special=1, keeps_zero=True),
         Op("rsqrt", 1, f1, lambda a: 1 / n.sqrt(a), "tl.rsqrt({0})", cost=1, special=1),
-        Op("sin", 1, f1, n.sin, "tl.sin({0})", cost=8, special=1, keeps_zero=True),
-        Op("cos", 1, f1, n.cos, "tl.cos({0})", cost=8, special=1),
-        Op("tan", 1, f1, n.tan, "tl.sin({0}) / tl.cos({0})", cost=20, special=3),
-        Op("asin", 1, f1, n.arcsin, "asin({0})", cost=20, keeps_zero=True),
-        Op("acos", 1, f1, n.arccos, "acos({0})", cost=20),
-        Op("atan", 1, f1, n.arctan, "atan({0})", cost=20, keeps_zero=True),
-        Op("atan2", 2, f1, n.arctan2, "atan2({0}, {1})", cost=24),
-        Op("sinh", 1, f1, n.sinh, "sinh({0})", cost=12, special=2, keeps_zero=True),
-        Op("cosh", 1, f1, n.cosh, "cosh({0})", cost=8, special=2),
-        Op("tanh", 1, f1, n.tanh, "tanh({0})", cost=10, special=2, keeps_zero=True),
-        Op("asinh", 1, f1, n.arcsinh, "asinh({0})", cost=16, special=2, keeps_zero=True),
-        Op("acosh", 1, f1, n.arccosh, "acosh({0})", cost=16, special=2),
-        Op("atanh", 1, f1, n.arctanh, "atanh({0})", cost=16, special=2, keeps_zero=True),
-        Op("erf", 1, f1, _erf, "tl.erf({0})", cost=16, special=1, keeps_zero=True),
-        Op("erfc", 1, f1, lambda a: 1 - _erf(a), "1.0 - tl.erf({0})", cost=16, special=1),
-        Op("sigmoid", 1, f1, _sigmoid, "tl.sigmoid({0})", cost=6, special=2),
+        Op("sin", 1, f1, n.sin, "tl.sin({0})", cost=25, keeps_zero=True),
+        Op("cos", 1, f1, n.cos, "tl.cos({0})", cost=25),
+        Op("tan", 1, f1, n.tan, "tl.sin({0}) / tl.cos({0})", cost=58, special=1),
+        Op("asin", 1, f1, n.arcsin, "asin({0})", cost=17, special=1, keeps_zero=True),
+        Op("acos", 1, f1, n.arccos, "acos({0})", cost=68, special=5),
+        Op("atan", 1, f1, n.arctan, "atan({0})", cost=32, special=2, keeps_zero=True),
+        Op("atan2", 2, f1, n.arctan2, "atan2({0}, {1})", cost=40, special=2),
+        Op("sinh", 1, f1, n.sinh, "sinh({0})", cost=37, special=3, keeps_zero=True),
+        Op("cosh", 1, f1, n.cosh, "cosh({0})", cost=27, special=3),
+        Op("tanh", 1, f1, n.tanh, "tanh({0})", cost=18, special=2, keeps_zero=True),
+        Op("asinh", 1, f1, n.arcsinh, "asinh({0})", cost=96, special=3, keeps_zero=True),
+        Op("acosh", 1, f1, n.arccosh, "acosh({0})", cost=85, special=2),
+        Op("atanh", 1, f1, n.arctanh, "atanh({0})", cost=66, special=2, keeps_zero=True),
+        Op("erf", 1, f1, _erf, "tl.erf({0})", cost=28, special=1, keeps_zero=True),
+        Op("erfc", 1, f1, lambda a: 1 - _erf(a), "1.0 - tl.erf({0})", cost=29, special=1),
+        Op("sigmoid", 1, f1, _sigmoid, "tl.sigmoid({0})", cost=12, special=2),
         # rounding
         Op("floor", 1, same, n.floor, "tl.floor({0})", keeps_zero=True),
         Op("ceil", 1, same, n.ceil, "tl.ceil({0})", keeps_zero=True),
-        Op("trunc", 1, same, n.trunc, "trunc({0})", cost=2, keeps_zero=True),
-        Op("round", 1, same, n.round, "round_even({0})", cost=4, keeps_zero=True),
+        Op("trunc", 1, same, n.trunc, "trunc({0})", cost=3, keeps_zero=True),
+        Op("round", 1, same, n.round, "round_even({0})", cost=14, keeps_zero=True),
         # comparison, logic
         Op("lt", 2, boolean, n.less, "{0} < {1}"),
         Op("le", 2, boolean, n.less_equal, "{0} <= {1}"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from math import log
 from pathlib import Path
 
 from superopt.cost_model.configs import ranked
@@ -21,7 +20,7 @@ from superopt.mugraph.serialize import from_json, to_json
 from superopt.mugraph.text import print_graph
 from superopt.search.executor import Executor, InProcess
 from superopt.search.extract import Counts
-from superopt.search.found import Found, Json, Sizes, decode_sizes, varied
+from superopt.search.found import Found, Json, Sizes, decode_sizes, varied, weighed
 from superopt.search.frontier import Frontier
 from superopt.search.journal import Journal
 from superopt.search.naming import rename_axes
@@ -29,6 +28,7 @@ from superopt.search.rules import Saturation
 from superopt.search.scheduler import TASK_LIMIT_S, Progress, Scheduler
 from superopt.search.tasks import setup_of
 
+WORTH_OF_WORK = 0.15  # of flops times bytes in the ranking: twice as much must be a tenth faster
 SAME = 1.05  # µGraphs whose predictions differ by less are as fast: not worth two kernels
 
 
@@ -201,28 +201,23 @@ def _rank(found: list[Found], options: Options) -> list[Candidate]:
                 at[sizes] = best
         result.append(Candidate(graph, at))
     best_at = {
-        s: min((c.at[s][1].time_us for c in result if s in c.at), default=1.0)
-        for s in options.sizes
+        s: min((merit(c.at[s][1]) for c in result if s in c.at), default=1.0) for s in options.sizes
     }
 
     def score(c: Candidate) -> float:
-        ratios = [c.at[s][1].time_us / best_at[s] if s in c.at else 100.0 for s in options.sizes]
+        ratios = [merit(c.at[s][1]) / best_at[s] if s in c.at else 100.0 for s in options.sizes]
         return round(sum(ratios), 4)
 
-    bar = SAME * min(map(score, result), default=0.0)
-
-    def place(c: Candidate) -> tuple[bool, tuple[int, float], float, str]:
-        close = score(c) <= bar
-        work = _work([p for _, p in c.at.values()]) if close else (0, 0.0)
-        return not close, work, score(c), c.text
-
-    return sorted(result, key=place)
+    return sorted(result, key=lambda c: (score(c), c.text))
 
 
-def _work(parts: Sequence[Prediction]) -> tuple[int, float]:
-    """Launches, then bytes times flops: they decide where the model cannot tell times apart."""
-    amount = sum(log(max(p.bytes, 1.0) * max(p.flops, 1.0)) for p in parts)
-    return sum(p.launches for p in parts), round(amount, 9)
+def merit(p: Prediction) -> float:
+    """What µGraphs are ranked by, least first: predictions err less where less is to be done."""
+    return float(weighed(p) * (max(p.flops, 1.0) * max(p.bytes, 1.0)) ** WORTH_OF_WORK)
+
+
+def as_good(p: Prediction, best: Prediction) -> bool:
+    return merit(p) <= merit(best) * SAME
 
 
 def predict_at(
@@ -245,14 +240,11 @@ def choices(kept: Sequence[Candidate], sizes: Sequence[Sizes]) -> list[tuple[Siz
     for s in sizes:
         able = [c for c in kept if s in c.at]
         if able:
-            bar = SAME * min(c.at[s][1].time_us for c in able)
-            close = [c for c in able if c.at[s][1].time_us <= bar]
-            winners[s] = min(close, key=lambda c: _work([c.at[s][1]]))
+            winners[s] = min(able, key=lambda c: merit(c.at[s][1]))
     result: list[tuple[Sizes, Candidate]] = []
     for s, best in winners.items():
-        bar = best.at[s][1].time_us * SAME
         used = [c for _, c in result] + list(winners.values())
-        able = [c for c in used if s in c.at and c.at[s][1].time_us <= bar]
+        able = [c for c in used if s in c.at and as_good(c.at[s][1], best.at[s][1])]
         counted = max(able, key=lambda c: (sum(w is c for w in winners.values()), -kept.index(c)))
         result.append((s, counted))
     return result

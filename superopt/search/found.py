@@ -17,6 +17,7 @@ from superopt.mugraph.text import print_graph
 Json = dict[str, Any]
 Sizes = tuple[tuple[str, int], ...]
 VARIANTS = 4  # branches of a group that become candidates of their own
+WORTH_A_LAUNCH = 1.67  # times as fast: kernels of other kinds are predicted off by as much
 ALIKE = 3  # candidates kept that compute the same values: a check that refuses one refuses all
 
 
@@ -71,15 +72,20 @@ def values_of(found: Found) -> tuple[str, ...]:
     return tuple(sorted(s.value.digest for k in found.graph.kernels for s in k.stores))
 
 
+def weighed(p: Prediction) -> float:
+    """Microseconds, as µGraphs are compared: one with a launch more must be much faster."""
+    return p.time_us * WORTH_A_LAUNCH**p.launches
+
+
 def varied(found: Sequence[Found], top: int) -> list[Found]:
-    """The fastest `top`, at most ALIKE of which differ only in cuts, roles and grouping.
+    """The best `top`, at most ALIKE of which differ only in cuts, roles and grouping.
 
     What is dropped of a part of the candidates would be dropped of all of them.
     """
     texts = {f.graph: print_graph(f.graph) for f in found}
     seen: dict[tuple[str, ...], int] = {}
     kept = []
-    for f in sorted(found, key=lambda f: (round(f.prediction.time_us, 4), texts[f.graph])):
+    for f in sorted(found, key=lambda f: (round(weighed(f.prediction), 4), texts[f.graph])):
         values = values_of(f)
         seen[values] = seen.get(values, 0) + 1
         if seen[values] <= ALIKE:
@@ -142,8 +148,8 @@ def encode_found(found: Found) -> Json:
         "configs": [to_json(c) for c in found.configs],
         "parts": [asdict(p) for p in found.parts],
     }
-    time_us = found.prediction.time_us
-    return {"time_us": time_us, "values": values_of(found), "rest": packed(rest)}
+    weight = weighed(found.prediction)
+    return {"weighed": weight, "values": values_of(found), "rest": packed(rest)}
 
 
 def decode_found(data: Json) -> Found:

@@ -23,6 +23,7 @@ from typing import Any
 from superopt.search.found import (
     ALIKE,
     VARIANTS,
+    WORTH_A_LAUNCH,
     Found,
     Json,
     Sizes,
@@ -201,7 +202,7 @@ class Frontier:
         for cut in sorted(self._cuts.values(), key=lambda c: c.rank):
             for sizes in self.sizes:
                 for f in cut.found.get(sizes, ()):
-                    if round(f["time_us"], 4) <= bars[sizes]:
+                    if round(f["weighed"], 4) <= bars[sizes]:
                         yield decode_found(f)
 
     def seen(self) -> Seen:
@@ -289,7 +290,7 @@ class Frontier:
         cut.found[sizes] = found
         cut.missing.pop(sizes, None)
         for f in found:
-            insort(self._times[sizes], (f["time_us"], tuple(f["values"])))
+            insort(self._times[sizes], (f["weighed"], tuple(f["values"])))
         if len(cut.found) < len(self.sizes):
             return
         self._left -= 1
@@ -320,15 +321,16 @@ class Frontier:
         self._left += len(todo)
 
     def _bounds(self, cut: Numbers) -> dict[Sizes, float]:
-        """Microseconds that a cut takes at least, by size."""
+        """What a cut takes at least, by size, as `weighed` for its fewest launches."""
         at = [n for n, c in enumerate(self._candidates) if c.number in cut]
-        least = (any_cut + sum(added[n] for n in at) for any_cut, added in self._least)
+        worth = WORTH_A_LAUNCH ** (2 if cut else 1)
+        least = (worth * (any_cut + sum(added[n] for n in at)) for any_cut, added in self._least)
         return dict(zip(self.sizes, least, strict=True))
 
     def _beside_best(self, sizes: Sizes) -> list[Numbers]:
         """Cuts beside the best at a size, where it has as many temporaries as the small sets."""
         times = [
-            (min(round(f["time_us"], 4) for f in cut.found[sizes]), cut.rank, cut.classes)
+            (min(round(f["weighed"], 4) for f in cut.found[sizes]), cut.rank, cut.classes)
             for cut in self._cuts.values()
             if cut.found[sizes]
         ]
@@ -343,13 +345,13 @@ class Frontier:
         return min(kept, times[0] * WORTH_KEEPING)
 
     def _bar(self, sizes: Sizes) -> float:
-        """Microseconds of the last candidate that would be kept now: later ones are no slower."""
+        """Of the last candidate that would be kept now, `weighed`: later ones are no better."""
         kept, alike = 0, dict[tuple[str, ...], int]()
-        for time_us, values in self._times[sizes]:
+        for weight, values in self._times[sizes]:
             alike[values] = alike.get(values, 0) + 1
             kept += alike[values] <= ALIKE
             if kept == self.top:
-                return time_us
+                return weight
         return inf
 
     def _hopeless(self, cut: Cut, sizes: Sizes) -> bool:

@@ -39,7 +39,7 @@ NOMINAL_TILE = 64
 PARTS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of a split reduction
 WORTH_MORE_PARTS = 0.95  # of the time with fewer parts: each adds partial results to move
 MOST_EARLY = 3  # outputs of a program of which subsets are tried
-WORTH_SPLITTING = 0.6  # of the unsplit time: predictions must promise much for a second launch
+WORTH_SPLITTING = 0.5  # of the unsplit time: predictions must promise much for a second launch
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from superopt.search.found import (
     encode_group,
     encode_option,
     varied,
+    weighed,
 )
 from superopt.search.normalise import normalise
 from superopt.search.observe import merge_equal
@@ -237,7 +238,8 @@ def explore(state: State, setup: str, argument: Json) -> Json:
 def assemble(state: State, setup: str, argument: Json) -> Json:
     """The µGraphs of all plans of a cut at one size, from the options of its groups.
 
-    `found` are those that may be among the `top` kept of the search, `times` the shortest of all.
+    `found` are those that may be among the `top` kept of the search; `times` the best of all,
+    `weighed`.
     """
     sizes = decode_sizes(argument["sizes"])
     rows = [(decode_group(g), list(map(decode_option, o))) for g, o in argument["options"]]
@@ -246,7 +248,7 @@ def assemble(state: State, setup: str, argument: Json) -> Json:
     def work(space: Space) -> Json:
         plans = [decode_plan(p) for p in argument["plans"]]
         found = [f for p in plans for f in space.assemble(p, options, sizes)]
-        times = sorted(f.prediction.time_us for f in found)[: argument["top"]]
+        times = sorted(weighed(f.prediction) for f in found)[: argument["top"]]
         kept = varied(found, argument["top"])
         return {"found": [encode_found(f) for f in kept], "times": times}
 
