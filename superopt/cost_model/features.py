@@ -130,7 +130,9 @@ def _walk(items: tuple[Item, ...], context: Context, out: Features, fused: set[E
             online = any(node.op == "online" for node in item.reductions)
             out.online |= online
             for node in item.reductions:
-                tile = frozenset(a for a in node.free if out.branch.role(a) != "loop")
+                tile = frozenset(
+                    a for a in node.free if out.branch.role(a) != "loop" or a in context
+                )
                 if not dotted and not online:  # it keeps the tile's shape until the loop has ended
                     tile |= frozenset(node.attr.axes)
                 out.accumulators.append((tile, inner))

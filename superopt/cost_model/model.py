@@ -299,8 +299,9 @@ class KernelModel:
     ) -> tuple[Numbers, Flags]:
         """Registers a thread, and whether they and the tiles are within bounds.
 
-        In the loop: the accumulators and the widest tile; outside: what is loaded and the widest
-        tile. After a loop the values computed from an accumulator take its place. Where tiles are
+        In a loop: the accumulators and the widest tile; outside: what is loaded and the widest
+        tile. After a loop the values computed from an accumulator take its place, in another loop
+        around it too. Where tiles are
         reduced in a loop for one another without dots, all that is loaded stays until the last of
         these is done (compiled for sm_90, 20 configurations of 4 such kernels).
         """
@@ -312,17 +313,19 @@ class KernelModel:
         worst = np.zeros(1)
         fits = np.ones(1, bool)
         for f, s in pairs:
-            loop, straight = np.zeros(1), np.zeros(1)
-            wide = {True: np.zeros(1), False: np.zeros(1)}
-            for free, _ in f.accumulators:
-                loop = loop + ft.tile_elements(s, free)
+            straight = np.zeros(1)
+            kept = dict.fromkeys((1, 2), np.zeros(1))  # accumulators of a loop, of one inside it
+            wide = dict.fromkeys((0, 1, 2), np.zeros(1))  # the widest tile there, 0 outside
+            for free, around in f.accumulators:
+                depth = min(len(around), 2)
+                kept[depth] = kept[depth] + ft.tile_elements(s, free)
             fits = fits & self._unrolls(f, s, threads)
             for w in f.work:
                 if w.dot is not None and w.context:
                     continue
                 free = w.free - {w.dot.k} if w.dot else w.free
-                inside = bool(w.context)
-                wide[inside] = np.maximum(wide[inside], w.words * ft.tile_elements(s, free))
+                depth = min(len(w.context), 2)
+                wide[depth] = np.maximum(wide[depth], w.words * ft.tile_elements(s, free))
             loaded = dict.fromkeys(
                 (a.free, ft.bytes_of(a.tensor) / 4)
                 for a in f.accesses
@@ -331,14 +334,17 @@ class KernelModel:
             for free, words in loaded:
                 straight = straight + words * ft.tile_elements(s, free)
             for a in f.accesses:
-                if a.context and not a.is_store and not a.free & f.dot_axes:
-                    wide[True] = np.maximum(wide[True], ft.tile_elements(s, a.free))
-            straight = (straight + 1.2 * wide[False]) / threads + 10
-            kept = 1.5 * wide[True]
+                depth = min(len(a.context), 2)
+                if depth and not a.is_store and not a.free & f.dot_axes:
+                    wide[depth] = np.maximum(wide[depth], ft.tile_elements(s, a.free))
+            straight = (straight + 1.2 * wide[0]) / threads + 10
+            loop = kept[1] + np.maximum(1.5 * wide[1], kept[2] + 1.5 * wide[2])
             if f.online and not f.dots:
                 looped = [a.free for a in dict.fromkeys(f.accesses) if a.context and not a.is_store]
-                kept = 2.0 * wide[True] + sum(ft.tile_elements(s, free) for free in looped)
-            loop = (loop + kept) * self._warps(f, s, space)[0] / threads + 30
+                most_wide = np.maximum(wide[1], wide[2])
+                loop = kept[1] + kept[2] + 2.0 * most_wide
+                loop = loop + sum(ft.tile_elements(s, free) for free in looped)
+            loop = loop * self._warps(f, s, space)[0] / threads + 30
             roomy = straight <= (most if f.accumulators else np.minimum(most, STRAIGHT_REGISTERS))
             fits = fits & roomy & (loop <= most)
             for axis in f.dot_axes:
