@@ -24,18 +24,20 @@ WITHIN = 1.03  # times a size's best: nearer is the same bucket
 STEP = 4  # between neighbours of the lattice
 
 
-def lattice(symbols: Sequence[Symbol], tuned: Sequence[Sizes]) -> list[Sizes]:
+def lattice(
+    symbols: Sequence[Symbol], tuned: Sequence[Sizes], lines: Sequence[Sizes] = ()
+) -> list[Sizes]:
     """Sizes between the least of the range and the largest tuned, but for the tuned, in order.
 
     B in 1..4096, tuned for 16 and 4096, gives B=1, 4, 64, 256 and 1024; of several symbols, all
-    pairs of their sizes, those that are tuned with another among them.
+    pairs of their sizes, and of those of `lines`.
     """
     if not symbols:
         return []
     along = []
     for s in sorted(symbols, key=lambda s: s.name):
-        own = {dict(sizes)[s.name] for sizes in tuned}
-        own.update(_powers(max(s.low, 1), max(own)))
+        most = max(dict(sizes)[s.name] for sizes in tuned)
+        own = {most, *_powers(max(s.low, 1), most), *(dict(sizes)[s.name] for sizes in lines)}
         along.append([(s.name, size) for size in own])
     return sorted((p for p in product(*along) if p not in tuned), key=by_volume)
 
@@ -55,7 +57,10 @@ def by_volume(sizes: Sizes) -> tuple[int, Sizes]:
 
 def row_for(sizes: Sizes, rows: Iterable[Sizes]) -> Sizes:
     """The row that a call of these sizes takes: the first whose limits hold, else the last."""
-    ordered = sorted(rows, key=by_volume)
+    return _first(sizes, sorted(rows, key=by_volume))
+
+
+def _first(sizes: Sizes, ordered: Sequence[Sizes]) -> Sizes:
     wanted = dict(sizes)
     for row in ordered:
         if all(wanted.get(name, 0) <= limit for name, limit in row):
@@ -71,13 +76,13 @@ def needed(
     Rows go, the smallest first, where all that they serve stays within WITHIN of its best, until
     none can: with several limits, one may be in the way of another.
     """
-    rows, before = [*points, *tuned], 0
+    rows, before = sorted([*points, *tuned], key=by_volume), 0
     while len(rows) != before:
         before = len(rows)
         for candidate in [r for r in rows if r not in tuned]:
             rest = [r for r in rows if r != candidate]
-            served = [p for p in points if row_for(p, rows) == candidate]
-            if all(time(p, row_for(p, rest)) <= WITHIN * time(p, p) for p in served):
+            served = [p for p in points if _first(p, rows) == candidate]
+            if all(time(p, _first(p, rest)) <= WITHIN * time(p, p) for p in served):
                 rows = rest
     return [r for r in rows if r not in tuned]
 
@@ -109,7 +114,8 @@ def more_rows(
         return []
     candidates = list({id(r.candidate): r.candidate for r in tuned}.values())
     rows = {r.sizes: r for r in tuned}
-    for point in lattice(symbols, known):
+    lines = known if len(candidates) > 1 else []  # one µGraph may end where another is tuned
+    for point in lattice(symbols, known, lines):
         for c in candidates:
             if point not in c.at and (found := predict_at(c.graph, point, profile)) is not None:
                 c.at[point] = found

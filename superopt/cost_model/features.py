@@ -100,8 +100,9 @@ class Features:
         return {a for d in self.dots for a in (d.m, d.n, d.k)}
 
 
+@lru_cache(maxsize=256)
 def features(branch: Branch) -> Features:
-    """Walk the branch's schedule once."""
+    """Walk the branch's schedule once; the result is shared, and not to be changed."""
     out = Features(branch)
     items = schedule(branch)
     _walk(items, Context(), out, set())
