@@ -3,8 +3,9 @@
 Per kernel: launch + latency of dependent passes + the slowest of DRAM, L2, tensor cores, special
 functions and issue slots, each slowed by how little of the machine the grid fills, and what the
 others do not hide behind it. DRAM reaches its bandwidth only with enough bytes in flight (Little's
-law). Where a loop's dots and its other work wait for one another, they hide behind other warp
-groups only. All configurations of a kernel are predicted at once, as arrays.
+law). `latency` bounds it too: what one program waits for, step by step, in as many waves as there
+are. All configurations of a kernel are predicted at once, as arrays. Constants that name no source
+were chosen with the timed configurations of results/h200 at hand (`benchmarks/replay.py`).
 """
 
 from __future__ import annotations
