@@ -59,6 +59,11 @@ def test_comparisons_agree_with_integers(tree, at):
     assert np.array_equal(np.broadcast_to(got, box(at)), np.broadcast_to(want, box(at)))
 
 
+def test_a_remainder_of_nothing_is_zero():
+    quotient = op("floordiv", index(1), sym(S))
+    assert op("mod", quotient, index(1)) is index(0)
+
+
 @settings(max_examples=100, deadline=None)
 @given(trees, trees)
 def test_equal_polynomials_are_one_node(a, b):

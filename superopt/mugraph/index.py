@@ -308,6 +308,8 @@ def mod(a: Expr, d: Expr) -> Expr:
     if not any(atom.op == "floordiv" for m in poly(quotient) for atom in m):
         return sub(a, mul(quotient, d))
     _, rest = _divide_terms(poly(a), poly(d))
+    if not rest:
+        return index(0)
     if d.op == "const" and (coarse := _coarser(rest, d.attr)) and coarse[2] < d.attr:
         high, low, g = coarse
         return from_poly(_sum(low, poly(mod(from_poly(high), index(d.attr // g))), g))
