@@ -152,17 +152,16 @@ class KernelModel:
         waves = count / slots
         each_has = count / p.multiprocessors  # programs, on average: the busiest one has most
         quantum = np.where(waves > 1, np.ceil(waves) / waves, np.ceil(each_has) / each_has)
-        busy = 1 / quantum
         requested, moved, distinct, dram, evicted = self._traffic(pairs, active)
         flops, seconds = self._arithmetic(pairs, space)
         in_flight = active * self._bytes_in_flight(pairs, space)
         fill = np.minimum(1.0, in_flight / (p.dram_bytes_per_s * p.dram_latency_s))
-        ports = busy * p.multiprocessors * p.multiprocessor_bytes_per_s
+        ports = p.multiprocessors / quantum * p.multiprocessor_bytes_per_s
         times = {
             "dram": dram / np.minimum(p.dram_bytes_per_s * p.dram_fraction * fill, ports),
             "l2": moved / np.minimum(p.l2_bytes_per_s, ports),
         }
-        times.update({name: t / busy for name, t in seconds.items()})
+        times.update({name: t * quantum for name, t in seconds.items()})
         each = {name: t * p.multiprocessors / count for name, t in seconds.items()}
         far = np.minimum(1.0, dram / np.maximum(requested, 1.0))  # the share that is not in L2
         latency = p.l2_latency_s + (p.dram_latency_s - p.l2_latency_s) * far
@@ -224,6 +223,7 @@ class KernelModel:
         slowest = np.zeros(1)
         port = p.multiprocessor_bytes_per_s
         for f, s in pairs:
+            _, across = self._warps(f, s, space)
             loads = [a for a in f.accesses if not a.is_store]
             straight = [ft.tile_bytes(s, a) for a in loads if not a.context]
             total = latency * bool(straight) + sum(straight, np.zeros(1)) / port
@@ -237,8 +237,7 @@ class KernelModel:
                     least = np.min(np.stack(np.broadcast_arrays(*tiles)), axis=0)
                     blocked = least < ASYNC * p.threads_per_warp * space.warps
                     waiting = np.where(space.stages > 2, latency / (space.stages - 1), arrival)
-                    waiting = waiting + ROUND_TRIPS * self._warps(f, s, space)[1]
-                    hidden = hidden + s.turns(loop) * waiting
+                    hidden = hidden + s.turns(loop) * (waiting + across * ROUND_TRIPS)
                     total = total + arrival + s.turns(loop) * blocked * latency
                 else:
                     total = total + s.turns(loop) * arrival
