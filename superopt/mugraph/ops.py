@@ -2,7 +2,7 @@
 
 Columns: arity; result type; meaning on numpy float64 arrays; meaning over a finite field where
 it has an exact one; cost in instructions an element, of which by the special-function unit (counted
-in what Triton compiles for sm_90, branches for huge arguments left out); spelling in Triton;
+in what Triton compiles for sm_90; sin, cos, tan and atan2 are estimated); spelling in Triton;
 whether it maps zeros to zero (masked lanes then stay neutral in a sum); whether larger operands
 give larger results, rounded ones too (tanh(50) is 1, as tanh(60) is).
 Over the field `None` means that no exact meaning exists: a program that uses it cannot claim a
