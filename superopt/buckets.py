@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from math import prod
 
 from superopt.cost_model.model import predict
 from superopt.cost_model.profile import Profile
 from superopt.mugraph.expr import Symbol
-from superopt.mugraph.program import Config
+from superopt.mugraph.program import Config, KernelGraph
 from superopt.search.driver import Candidate, predict_at
 from superopt.search.found import Sizes
 
@@ -96,7 +96,14 @@ class Row:
     configs: tuple[Config, ...]
 
     def time_us(self, sizes: Sizes, profile: Profile) -> float:
-        return predict(self.candidate.graph, self.configs, dict(sizes), profile).time_us
+        return _time_us(self.candidate.graph, self.configs, sizes, profile)
+
+
+@lru_cache(maxsize=1 << 16)  # most rows stay as they are from one settling to the next
+def _time_us(
+    graph: KernelGraph, configs: tuple[Config, ...], sizes: Sizes, profile: Profile
+) -> float:
+    return predict(graph, configs, dict(sizes), profile).time_us
 
 
 def more_rows(
@@ -124,9 +131,6 @@ def more_rows(
             best = min(able, key=lambda c: c.at[point][1].time_us)
             rows[point] = Row(point, best, best.at[point][0])
 
-    @cache
-    def time(sizes: Sizes, row: Sizes) -> float:
-        return rows[row].time_us(sizes, profile)
-
     points = [sizes for sizes in rows if sizes not in known]
-    return [(sizes, rows[sizes].candidate) for sizes in needed(points, known, time)]
+    kept = needed(points, known, lambda point, row: rows[row].time_us(point, profile))
+    return [(sizes, rows[sizes].candidate) for sizes in kept]

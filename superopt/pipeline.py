@@ -474,9 +474,10 @@ def _fitted(
         source = _emitted(run, drafts)
         if not isinstance(source, str):
             return source
-        for draft in open_ones:
-            with run.phase("compile"):
-                compiled = compiler(source, dict(draft.sizes), run.profile.arch)
+        with run.phase("compile"):
+            calls = [(source, dict(d.sizes)) for d in open_ones]
+            found = compiler.all(calls, run.profile.arch)
+        for draft, compiled in zip(open_ones, found, strict=True):
             problems = {n: p for n, c in enumerate(compiled) if (p := problem(c, run.profile))}
             if not problems:
                 draft.compiled = tuple(compiled)

@@ -106,12 +106,13 @@ def compile_all(
     if not isinstance(tl.sum, JITFunction):
         raise SuperoptError("compiling needs a process without TRITON_INTERPRET=1; start another")
     with tempfile.TemporaryDirectory() as folder:
-        found = []
-        for n, (source, sizes) in enumerate(calls):
-            path = source if isinstance(source, Path) else Path(folder) / f"kernel_{n}.py"
+        paths: dict[str | Path, Path] = {}
+        for n, source in enumerate(dict.fromkeys(source for source, _ in calls)):
+            paths[source] = source if isinstance(source, Path) else Path(folder) / f"kernel_{n}.py"
             if isinstance(source, str):
-                path.write_text(source)
-            found.append(launches(load(path), sizes))
+                paths[source].write_text(source)
+        modules = {source: load(path) for source, path in paths.items()}
+        found = [launches(modules[source], sizes) for source, sizes in calls]
         jobs = [Job.of(launch, target, loop) for own in found for launch in own]
         done = iter(_cached(jobs, Cache(cache_folder() / "compiled")))
         return [[next(done) for _ in own] for own in found]
