@@ -217,7 +217,8 @@ def merit(p: Prediction) -> float:
 
 
 def as_good(p: Prediction, best: Prediction) -> bool:
-    return merit(p) <= merit(best) * SAME
+    """Whether a µGraph is not worth replacing by the best of a size: in rank, or as fast."""
+    return merit(p) <= merit(best) * SAME or weighed(p) <= weighed(best) * SAME
 
 
 def predict_at(
