@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations, pairwise
 from itertools import product as pairs
 from math import prod
@@ -61,10 +61,14 @@ Ranges = Mapping[str, Sequence[int | str]]  # low, high by tensor; texts such as
 
 @dataclass
 class Prover:
-    """Z3, asked with products as unknown integers first, then with products."""
+    """Z3, asked with products as unknown integers first, then with products.
+
+    It is asked without the conditions `aside` before that: an answer that others share.
+    """
 
     cache: dict[tuple[Cond, Cond], Obligation] = field(default_factory=dict)
     models: Models = field(default_factory=Models)
+    aside: frozenset[Cond] = frozenset()
 
     def decided(self, given: Cond, c: Cond) -> bool | None:
         """Whether c follows, or its negation does."""
@@ -79,11 +83,19 @@ class Prover:
     def prove(self, text: str, given: Cond, claim: Cond, quick: bool = False) -> Obligation:
         if claim == TRUE:
             return Obligation(text, "proved")
+        less = both(*(c for c in conjuncts(given) if c not in self.aside)) if self.aside else given
+        if less != given:
+            shared = self._cached(less, claim, quick=True)
+            if shared.status == "proved":
+                return replace(shared, text=text)
+        return replace(self._cached(given, claim, quick), text=text)
+
+    def _cached(self, given: Cond, claim: Cond, quick: bool) -> Obligation:
         known = self.cache.get((given, claim))
         if known is None or (known.status != "proved" and not quick):
             known = self._asked(given, claim, quick)
             self.cache[given, claim] = known
-        return Obligation(text, known.status, known.counterexample, known.smt)
+        return known
 
     def _asked(self, given: Cond, claim: Cond, quick: bool) -> Obligation:
         if quick and self.models.refute(given, claim):
@@ -114,6 +126,36 @@ class Prover:
 # -- the whole file ------------------------------------------------------------------------------
 
 
+@dataclass
+class Ways:
+    """All ways through a kernel.py's host code, and the prover that told them apart.
+
+    `facts` hold of the inputs whichever way is taken.
+    """
+
+    inputs: Sequence[Store]
+    facts: Cond
+    paths: Sequence[Path]
+    prover: Prover
+
+    def given(self, path: Path) -> Cond:
+        return both(self.facts, path.conditions, path.known)
+
+    def telling(self, launch: LaunchOf) -> frozenset[Cond]:
+        """Conditions that only tell ways apart on which a launch is the same."""
+        same = [frozenset(conjuncts(self.given(p))) for p in self.paths if launch in p.launches]
+        return same[0].union(*same) - same[0].intersection(*same)
+
+
+@lru_cache(maxsize=1)  # addresses and values are of the same ways
+def ways(module: ModuleType) -> Ways:
+    """Raises Unreadable where the file does what is not followed."""
+    prover = Prover()
+    inputs, taken = accepted(module)
+    facts = both(taken, *(le(0, s) for t in inputs for s in t.strides or ()))
+    return Ways(inputs, facts, list(paths(module, inputs, facts, prover.decided)), prover)
+
+
 def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
     """All obligations of a kernel.py, for each way through its host code.
 
@@ -121,14 +163,11 @@ def check_addresses(module: ModuleType, ranges: Ranges) -> list[Obligation]:
     declares them: an assumption. Raises Unreadable where the file does what is not followed; then
     nothing is claimed. Needs a process without TRITON_INTERPRET=1.
     """
-    prover = Prover()
     bounds = {name: (_extent(low), _extent(high)) for name, (low, high) in ranges.items()}
-    inputs, facts = accepted(module)
-    strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
+    host = ways(module)
     found: dict[str, Obligation] = {}
-    for path in paths(module, inputs, both(facts, strides), prover.decided):
-        given = both(facts, strides, path.conditions, path.known)
-        for obligation in _PathCheck(prover, path, given, bounds).run():
+    for path in host.paths:
+        for obligation in _PathCheck(host, path, bounds).run():
             kept = found.setdefault(obligation.text, obligation)
             found[obligation.text] = max(kept, obligation, key=lambda o: WORSE.index(o.status))
     return list(found.values())
@@ -174,8 +213,9 @@ def call_of(launch: LaunchOf) -> tuple[dict[str, str], list[Poly | str]]:
 class _PathCheck:
     """The obligations of one way through the host code."""
 
-    def __init__(self, prover: Prover, path: Path, given: Cond, bounds: Bounds) -> None:
-        self.prover, self.path, self.given, self.bounds = prover, path, given, bounds
+    def __init__(self, host: Ways, path: Path, bounds: Bounds) -> None:
+        self.host, self.path, self.bounds = host, path, bounds
+        self.prover, self.given = host.prover, host.given(path)
         self.tensors = {t.name: t for t in path.tensors}
         self.stores: set[str] = set()  # tensors that are stored, in part at least
         self.written: set[str] = set()  # and those that are, whole
@@ -216,6 +256,7 @@ class _PathCheck:
 
     def launch(self, launch: LaunchOf) -> Iterator[Obligation]:
         name = launch.kernel.__name__
+        self.prover.aside = self.host.telling(launch)
         signature, arguments = call_of(launch)
         body = read(launch.kernel, signature, launch.constants)
         self.also_wide(launch, signature, body)

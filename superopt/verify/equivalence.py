@@ -17,9 +17,9 @@ from typing import Any
 from superopt.mugraph.dtypes import DTYPES
 from superopt.mugraph.expr import Tensor
 from superopt.mugraph.program import Program
-from superopt.verify.addresses import Digits, Prover, call_of, groups, indices, views
+from superopt.verify.addresses import Digits, Prover, Ways, call_of, groups, indices, views, ways
 from superopt.verify.forms import Forms
-from superopt.verify.host import LaunchOf, Path, Store, accepted, paths
+from superopt.verify.host import LaunchOf, Path, Store
 from superopt.verify.integers import (
     TRUE,
     Atom,
@@ -29,7 +29,6 @@ from superopt.verify.integers import (
     both,
     conjuncts,
     eq,
-    le,
     mapped,
     names_of,
     poly,
@@ -57,16 +56,13 @@ def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation]
     With the laws that it takes: by these without any one something is not proved. The first way
     that is not proved is the last that is looked at.
     """
-    prover = Prover()
-    inputs, facts = accepted(module)
-    strides = both(*(le(0, s) for t in inputs for s in t.strides or ()))
-    _check_signature(inputs, facts, program, prover)
+    host = ways(module)
+    _check_signature(host.inputs, host.facts, program, host.prover)
     rows = rows_by_helper(module)
     found: dict[tuple[str, str], Obligation] = {}
     needed: set[str] = set()
-    for path in paths(module, inputs, both(facts, strides), prover.decided):
-        given = both(facts, strides, path.conditions, path.known)
-        made = sparing(partial(_check_path, prover, path, given, rows, Known(), program), needed)
+    for path in host.paths:
+        made = sparing(partial(_check_path, host, path, rows, Known(), program), needed)
         found |= {(o.text, o.smt): o for o in made}
         if any(o.status != "proved" for o in made):
             break
@@ -74,9 +70,9 @@ def check_values(module: ModuleType, program: Program) -> tuple[list[Obligation]
 
 
 def _check_path(
-    prover: Prover, path: Path, given: Cond, rows: Mapping[str, str], known: Known, program: Program
+    host: Ways, path: Path, rows: Mapping[str, str], known: Known, program: Program
 ) -> Iterator[Obligation]:
-    return PathValues(prover, path, given, rows, known).run(program)
+    return PathValues(host, path, rows, known).run(program)
 
 
 def sparing(prove: Callable[[], Iterator[Obligation]], needed: set[str]) -> list[Obligation]:
@@ -148,10 +144,9 @@ class Known:
 class PathValues:
     """One way through the host code."""
 
-    def __init__(
-        self, prover: Prover, path: Path, given: Cond, rows: Mapping[str, str], known: Known
-    ) -> None:
-        self.prover, self.path, self.given, self.rows = prover, path, given, rows
+    def __init__(self, host: Ways, path: Path, rows: Mapping[str, str], known: Known) -> None:
+        self.host, self.path, self.rows = host, path, rows
+        self.prover, self.given = host.prover, host.given(path)
         self.known = known
         self.tensors = {t.name: t for t in path.tensors}
         self.filled: dict[str, Filled] = {}
@@ -175,6 +170,7 @@ class PathValues:
         wanted = {own.name: spec[t.name] for own, t in returned}
         stored: set[str] = set()
         for number, launch in enumerate(self.path.launches):
+            self.prover.aside = self.host.telling(launch)
             key = (number, *self.filled.items())
             for lifted in self.known.lifted.of(key, partial(self.lifted, launch)):
                 for claim in lifted.claims:

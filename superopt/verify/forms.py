@@ -77,22 +77,19 @@ class Forms:
     prover: Prover
     constants: list[Fraction] = field(default_factory=list)
     known: dict[tuple[str, Cond], Real] = field(default_factory=dict)
-    asked: dict[tuple[Cond, Cond], bool] = field(default_factory=dict)
+    asked: dict[tuple[Cond, Cond], Obligation] = field(default_factory=dict)
     domains: dict[tuple[Any, ...], list[Cond]] = field(default_factory=dict)
 
     def follows(self, facts: Cond, c: Cond) -> bool:
         if c == TRUE or set(conjuncts(c)) <= set(conjuncts(facts)):
             return True
         if (facts, c) not in self.asked:
-            self.asked[facts, c] = self.prover.follows([facts], c)
-        return self.asked[facts, c]
+            self.asked[facts, c] = self.prover.prove(f"indices: {c}", facts, c, quick=True)
+        return self.asked[facts, c].status == "proved"
 
     def used(self) -> Iterator[Obligation]:
         """What was asked of indices, and follows."""
-        for (facts, c), yes in self.asked.items():
-            if yes:
-                smt = self.prover.cache[facts, c].smt
-                yield Obligation(f"indices: {c}", "proved", smt=smt)
+        return (o for o in self.asked.values() if o.status == "proved")
 
     def snapped(self, c: Fraction) -> Fraction:
         """A constant as it was first seen: those of a kernel are rounded."""

@@ -71,28 +71,38 @@ class Op:
         return int(self.attributes[attribute].split(":")[0])
 
 
+Signature = tuple[tuple[str, str], ...]
+Constants = tuple[tuple[str, type, Any], ...]
+
+
 def read(kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any]) -> Region:
     """The body of a jitted function; the region's arguments are those that are no constants.
 
     `signature`: a parameter's type as Triton writes it (`*fp16`, `i32`, `constexpr`). Raises
     Unreadable where Triton refuses the kernel, or the text is not understood.
     """
-    return parse(generic_text(kernel, signature, constants))
+    return _read(kernel, tuple(signature.items()), _typed(constants))
+
+
+@lru_cache(maxsize=16)
+def _read(kernel: Any, signature: Signature, constants: Constants) -> Region:
+    return parse(generic_text(kernel, dict(signature), {n: c for n, _, c in constants}))
+
+
+def _typed(constants: Mapping[str, Any]) -> Constants:
+    return tuple((n, type(c), c) for n, c in constants.items())  # True is not 1
 
 
 def read_calls(
     kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any]
 ) -> tuple[Region, dict[str, Region]]:
     """The same before Triton has put functions in place of their calls; and those, by name."""
-    typed = tuple((n, type(c), c) for n, c in constants.items())  # True is not 1
-    return _read_calls(kernel, tuple(signature.items()), typed)
+    return _read_calls(kernel, tuple(signature.items()), _typed(constants))
 
 
 @lru_cache(maxsize=16)
 def _read_calls(
-    kernel: Any,
-    signature: tuple[tuple[str, str], ...],
-    constants: tuple[tuple[str, type, Any], ...],
+    kernel: Any, signature: Signature, constants: Constants
 ) -> tuple[Region, dict[str, Region]]:
     values = {n: c for n, _, c in constants}
     found = functions(generic_text(kernel, dict(signature), values, inline=False))
