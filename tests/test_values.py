@@ -614,6 +614,40 @@ def test_blocks_are_counted() -> None:
     assert not forms.equal(blocks * real(8) - past, real(n), le(-9, n))
 
 
+def test_the_sizes_of_parts_add_up() -> None:
+    """max(0, min(size, n - k * size)) of part k are n, where the parts cover all of it."""
+    forms, n = Forms(Prover()), symbol("n")
+    size = poly(Atom("quotient", (n + 7, poly(8))))
+
+    def sizes(parts: int) -> Real:
+        own = poly(Atom("maximum", (poly(0), poly(Atom("minimum", (size, n - K * size))))))
+        return total(["k"], between(0, K, parts), real(own))
+
+    assert forms.equal(sizes(8), real(n), between(1, n, 100))
+    assert not forms.equal(sizes(7), real(n), between(1, n, 100))
+    weighted = total(["k"], INSIDE, real(size) * x_at(K))  # inside a sum, and outside
+    assert forms.equal(weighted, real(size) * total(["k"], INSIDE, x_at(K)), le(1, n))
+    with laws(without=["counting"]):
+        assert not Forms(Prover()).equal(sizes(8), real(n), between(1, n, 100))
+
+
+def test_a_name_is_never_captured() -> None:
+    inner = total(["k"], INSIDE, x_at(K))
+    (bound,) = next(iter(inner.factors)).args[0]
+    with pytest.raises(AssertionError, match="captured"):
+        total(["j"], between(0, symbol("j"), symbol(bound)), real(1))
+
+
+def test_constants_that_differ_by_a_rounding_cancel() -> None:
+    c, turn, lane = Fraction(1, 10**8), symbol("turn"), symbol("lane")
+    whole = total(["k"], INSIDE, x_at(K))
+    covered = both(between(0, turn, 2), between(0, lane, 4))
+    parts = total(["turn", "lane"], covered, x_at(turn * 4 + lane))
+    for off, cancels in ((Fraction(1, 10**8), True), (Fraction(1, 10**3), False)):
+        difference = whole * real(c) - parts * real(c * (1 + off))
+        assert (Forms(Prover()).tidy(difference, both()) == real(0)) is cancels
+
+
 def test_the_size_of_an_infinity_is_one() -> None:
     masked = apply("abs", Value(x_at(K), below=eq(K, 0)))
     assert (masked.below, masked.above) == (FALSE, eq(K, 0))

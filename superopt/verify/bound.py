@@ -74,8 +74,18 @@ def fusions(names: Sequence[str], parts: Sequence[Cond]) -> Iterator[Fusion]:
                 quotient = poly(Atom("quotient", (lane_, limit)))
                 both_ = {atom: quotient, Atom("symbol", (inner,)): lane_ - quotient * limit}
                 rest = [p for p in parts if p not in (low, c, le(0, own))]
-                kept = (low, *(cond_changed(p, both_) for p in rest))
+                kept = (low, *(_cancelled(cond_changed(p, both_), quotient) for p in rest))
                 yield Fusion(n, limit, both_, kept, str(quotient))
+
+
+def _cancelled(c: Cond, q: Poly) -> Cond:
+    """i - q*n < m - q*n as i < m."""
+    if c.op not in ("lt", "le") or str(q) not in str(c):
+        return c
+    terms = (c.args[0] - c.args[1]).terms
+    more, less = (Poly.of({m: k * s for m, k in terms if k * s > 0}) for s in (1, -1))
+    simpler = lt(more, less) if c.op == "lt" else le(more, less)
+    return c if str(q) in str(simpler) else simpler
 
 
 def least_index(domain: Cond, name: str) -> Poly:

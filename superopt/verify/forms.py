@@ -57,6 +57,7 @@ from superopt.verify.reals import (
     is_positive,
     logarithm,
     made_of_exps,
+    opened,
     over,
     positive,
     power,
@@ -92,11 +93,13 @@ class Forms:
         return (o for o in self.asked.values() if o.status == "proved")
 
     def snapped(self, c: Fraction) -> Fraction:
-        """A constant as it was first seen: those of a kernel are rounded."""
+        """A constant as it, or its negative, was first seen: those of a kernel are rounded."""
         if c in (0, 1, -1):
             return c
+        if c < 0:
+            return -self.snapped(-c)
         for k in self.constants:
-            if abs(c - k) <= NEARLY * abs(k):
+            if abs(c - k) <= NEARLY * k:
                 return k
         self.constants.append(c)
         return c
@@ -113,7 +116,7 @@ class Forms:
                     term = term * power(self.tidy(f.args[0], facts), e)
                 else:
                     term = term * power(self.factor(f, facts), self.snapped(e))
-            result = result + term
+            result = result + self.rounded(term)  # before what cancels is added up
         return self.joined(self.exponents(self.rounded(result), facts), facts)
 
     def exponents(self, x: Real, facts: Cond) -> Real:
@@ -174,7 +177,7 @@ class Forms:
                 at = tuple(self.index(i, facts) for i in f.args[1])
                 return real(Factor(f.kind, (f.args[0], at)))
             case "integer":
-                return real(self.index(f.args[0], facts))
+                return self.number(self.index(f.args[0], facts), facts)
             case "truth":
                 return self.truth(f.args[0], facts)
             case "exp":
@@ -189,8 +192,11 @@ class Forms:
 
     def reduction(self, f: Factor, facts: Cond) -> Real:
         """The reduction with few indices, each where memory is read, and a simple condition."""
-        names, domain, body = f.args
-        body = self.tidy(body, both(facts, domain))
+        numbers = (g.args[0] for g in factors_in([f.args[2]]) if g.kind == "integer")
+        names, domain, body = opened(f) if any(map(counted_by, numbers)) else f.args
+        untidy, body = body, self.tidy(body, both(facts, domain))
+        if f.kind == "sum" and body != untidy and any(g.kind == "sum" for g in body.factors):
+            return self.tidy(over("sum", names, domain, body), facts)  # a sum of sums now
         split = unjoined(names, domain, body)
         if split is not None and law("an index as two"):
             return self.tidy(over(f.kind, *split), facts)
@@ -424,6 +430,16 @@ class Forms:
         known = self.follows(facts, both(le(low, high), whole)) and law("counting")
         return real(high - low) if known else None
 
+    def number(self, p: Poly, facts: Cond) -> Real:
+        """max(0, min(a, b)) as how many there are from 0 on that are below both."""
+        limits = counted_by(p)
+        bound = any(n.startswith("#") for n in p.names)  # by a reduction that is not open
+        if limits is None or bound or not law("counting"):
+            return real(p)
+        n = symbol("counted")
+        domain = both(le(0, n), *(lt(n, limit) for limit in limits))
+        return self.tidy(over("sum", ["counted"], domain, real(1)), facts)
+
     def multiplied(self, c: Cond, facts: Cond) -> Cond:
         """i / n < k as i < k * n, and k <= i / n as k * n <= i: for i >= 0 and n > 0."""
         for q, k in (c.args, c.args[::-1]) if c.op in ("lt", "le") else ():
@@ -439,7 +455,8 @@ class Forms:
         self, names: list[str], domain: Cond, body: Real, facts: Cond
     ) -> tuple[list[str], Cond, Real]:
         """Two indices as one: turn * 64 + lane, for all 0 <= lane < 64 and 0 <= turn."""
-        for way in fusions(names, conjuncts(domain)):
+        ways = fusions(names, conjuncts(domain))
+        for way in sorted(ways, key=lambda w: sum(w.mark in str(c) for c in w.kept)):
             made = changed(body, way.change)
             useful = way.mark not in made.key and self.follows(facts, lt(0, way.limit))
             if useful and law("two indices as one"):
@@ -505,6 +522,21 @@ class Forms:
                 ways = (c, negation(c))
                 return all(self.equal(one, two, both(facts, way), cases + 1) for way in ways)
         return False
+
+
+def counted_by(p: Poly) -> list[Poly] | None:
+    """[a, b] of max(0, min(a, b)), however many there are."""
+    a = p.atom
+    if a is None or a.kind != "maximum" or poly(0) not in a.args:
+        return None
+    found, waiting = [], [x for x in a.args if x != poly(0)]
+    while waiting:
+        x = waiting.pop()
+        if x.atom is not None and x.atom.kind == "minimum":
+            waiting += x.atom.args
+        else:
+            found.append(x)
+    return found
 
 
 def without_terms(c: Cond) -> Cond | None:

@@ -36,7 +36,7 @@ LAWS = {
     "an index as two": "each whole number from 0 is (k / n) * n + k % n, for n > 0",
     "a shifted index": "sum[k] f(k) = sum[k] f(k + c), the conditions on k shifted too",
     "a single index": "a reduction over one index is its body there",
-    "counting": "sum[a <= k < b] 1 = b - a, for a <= b",
+    "counting": "sum[a <= k < b] 1 = max(0, b - a)",
     "cases": "what holds where c does, and where it does not, holds",
     "divisors cleared": "a = b where a * d = b * d, for d != 0",
     "induction": "what holds before a loop, and is kept by a turn, holds after it",

@@ -580,6 +580,7 @@ def _closed(kind: str, names: Sequence[str], domain: Cond, body: Real) -> Real:
     """The reduction with its names numbered: those of reductions inside have lower numbers."""
     level = 1 + _highest(domain, body)
     marks = tuple(f"#{level}.{n}" for n in range(len(names)))
+    assert not {*marks} & ((domain.names | body.names) - {*names}), "a name would be captured"
     ways = []
     for order in permutations(names) if len(names) <= MOST_ORDERED else (tuple(names),):
         change = renaming(dict(zip(order, marks, strict=True)))
