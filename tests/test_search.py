@@ -134,6 +134,22 @@ def test_what_an_output_repeats_is_stored_once() -> None:
     assert stored == [["t0", "t1"], ["out"]]
 
 
+def test_what_is_reduced_and_used_besides_is_stored() -> None:
+    """h, by whose rows' norms it is divided, takes two products: neither is computed again."""
+
+    def gated(x, w, v):
+        h = (x @ w) * (x @ v)
+        return h * torch.rsqrt(h.float().square().mean(-1, keepdim=True)).half()
+
+    shapes = {"x": (256, 1024), "w": (1024, 2048), "v": (1024, 2048)}
+    program = traced(gated, dtype=torch.float16, **shapes)
+    best = search(program).candidates[0]
+    (_, found), *_ = best.at.values()
+    assert found.launches == 2
+    assert found.flops < 1.1 * sum(o.flops.attr for o in program.source_ops)
+    assert len(best.graph.temporaries) == 1
+
+
 def test_projections_of_one_shape_are_candidates_each() -> None:
     def scores(x: torch.Tensor, wq: torch.Tensor, wk: torch.Tensor, wv: torch.Tensor):
         return torch.relu((x @ wq) @ (x @ wk).T) @ (x @ wv)

@@ -176,7 +176,7 @@ class EGraph:
             case "mul":
                 return self._both_forms(kids, wide)
             case "square":
-                return self.product(1.0, [kids[0], kids[0]], wide)
+                return self._both_forms([kids[0], kids[0]], wide)
             case "neg":
                 return self.product(-1.0, kids, wide)
             case "add":

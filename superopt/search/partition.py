@@ -1,14 +1,15 @@
 """Which values reach global memory: cuts of the saturated program.
 
 A cut is a set of classes that become temporaries. Candidates are the classes of reductions and
-what is computed from them without a further axis, where another reduction uses them; and, where an
-output repeats them along an axis, products, and reductions of few rows that are long: elsewhere
-recomputing is free, or nothing is gained by storing.
+what is computed from them without a further axis, where another reduction uses them, or a
+reduction and the rest of the program; and, where an output repeats them along an axis, products,
+and reductions of few rows that are long: elsewhere recomputing is free, or nothing is gained by
+storing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
@@ -70,12 +71,16 @@ def reducing(g: EGraph) -> set[int]:
 
 
 def candidates(
-    g: EGraph, outputs: list[int], sizes: Mapping[str, int], most_elements: float
+    g: EGraph,
+    outputs: list[int],
+    sizes: Mapping[str, int],
+    most_elements: float,
+    twins: Callable[[int], Iterable[int]],
 ) -> list[Candidate]:
     """Classes worth a temporary: those that the program itself writes first, then the most work.
 
-    A class is looked at if it is a reduction, or a whole operand of one. Classes that only the
-    algebra made must not have more than `most_elements`.
+    A class is looked at if it is a reduction, or a whole operand of one, or one of `forks`. Classes
+    that only the algebra made must not have more than `most_elements`.
     """
     heavy = reducing(g)
     written = {g.find(c) for c in g.written}
@@ -98,12 +103,13 @@ def candidates(
     def slow(c: int) -> bool:
         return rows(c) < FEW_ROWS and _work(g, c, sizes) >= LONG_ROW * rows(c)
 
+    forked = forks(g, twins) & heavy
     repeated = {c for c in written & heavy if any(g[c].free < g[r].free for r in roots)}
     below |= {c for c in repeated if _contracts(g, c) or slow(c)}
     scored: dict[int, tuple[bool, float, float, int]] = {}
-    for c in sorted(heavy & below - roots):
+    for c in sorted(heavy & (below | forked) - roots):
         reduces = any(n.op == "reduce" for n in g.classes[c].nodes)
-        if not reduces and c not in operands:
+        if not reduces and c not in operands | forked:
             continue
         stored, work = rows(c), _work(g, c, sizes)
         if g.classes[c].dtype not in ("f32", "f64") or work < 2 * stored:
@@ -112,7 +118,8 @@ def candidates(
             scored[c] = (c not in written, -work, stored, c)
     chains = _chains(g, scored)
     last = {scored[max(chain)] for chain in chains}
-    kept = sorted(last | {scored[min(chain)] for chain in chains})[:MOST_CANDIDATES]
+    kept = last | {scored[min(chain)] for chain in chains}
+    kept |= {scored[c] for c in forked & scored.keys()}
     from_outputs = [_below(g, [r]) for r in roots]
     return [
         Candidate(
@@ -121,7 +128,7 @@ def candidates(
             large=stored > most_elements,
             shared=sum(c in below for below in from_outputs) > 1,
         )
-        for new, _, stored, c in kept
+        for new, _, stored, c in sorted(kept)[:MOST_CANDIDATES]
     ]
 
 
@@ -135,6 +142,39 @@ def _chains(g: EGraph, scored: Mapping[int, tuple[bool, float, float, int]]) -> 
                     joined = chains[c] | chains[x]
                     chains.update(dict.fromkeys(joined, joined))
     return list({min(chain): chain for chain in chains.values()}.values())
+
+
+def forks(g: EGraph, twins: Callable[[int], Iterable[int]]) -> set[int]:
+    """Values of several reductions that the program reduces, and uses outside of any reduction too.
+
+    h = (x @ w) * (x @ v) in h / h.sum(-1, keepdim=True), where it has another name for an axis:
+    `twins` of a class are those that it is then. Of such values inside one another the outermost.
+    """
+    waiting = [e.args[0] for e in g.of if e.op == "reduce"]
+    inside = _without_reductions(waiting)
+    outside = {g.find(c) for e, c in g.of.items() if e not in inside}
+    found = set()
+    while waiting:
+        e = waiting.pop()
+        if sum(x.op == "reduce" and x.free == e.free for x in _without_reductions([e])) > 1:
+            c = g.find(g.of[e])
+            if outside.isdisjoint((c, *twins(c))):
+                waiting += e.args
+            else:
+                found.add(c)
+    return found
+
+
+def _without_reductions(roots: Iterable[Expr]) -> set[Expr]:
+    """The program's expressions below some, up to reductions, these too."""
+    found: set[Expr] = set()
+    waiting = [*roots]
+    while waiting:
+        e = waiting.pop()
+        if e not in found:
+            found.add(e)
+            waiting += e.args if e.op not in ("reduce", "load") else ()
+    return found
 
 
 def _spreads(g: EGraph, c: int) -> bool:

@@ -162,7 +162,7 @@ def worth_storing(space: Space, sizes: Sequence[Sizes]) -> list[Candidate]:
     largest = dict(max(sizes, key=lambda s: prod(v for _, v in s)))
     outputs = [t.number for t in space.outputs]
     most = ideal_bytes(space.program, largest) / 2
-    found = candidates(space.graph, outputs, largest, most)
+    found = candidates(space.graph, outputs, largest, most, space.twins)
     return [
         c
         for n, c in enumerate(found)
