@@ -115,6 +115,19 @@ def test_bounds_of_an_index() -> None:
     assert not list(find(program.stores[0].value, "where"))  # no wrap-around of negative indices
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "exact"),
+    [(torch.float32, 4096, True), (torch.float16, 1024, True), (torch.float16, 4096, False)],
+)
+def test_positions_are_compared_as_such_where_a_float_holds_them(dtype, size, exact) -> None:
+    def behind(x):
+        i = torch.arange(size, dtype=dtype)
+        return torch.where(i[None, :] - i[:, None] > 1, float("-inf"), x)
+
+    (compared,) = find(value(spec(x=Tensor(size, size))(behind)), "gt")
+    assert (compared.args[0].dtype == "index") is exact
+
+
 def test_source_operators() -> None:
     @spec(x=Tensor(B, 64), w=Tensor(64, 32))
     def three(x, w):

@@ -3,7 +3,8 @@
     i64(j) <= i64(i) & i64(i) - i64(j) < 256         as torch computes with two aranges
     j <= i & i - j < 256                             comparisons of axes, which bound a loop
 
-Values of integer tensors take part where their declared range says that they are small.
+Values of integer tensors take part where their declared range says that they are small, and
+positions in a float type that holds them exactly: (i - j).float() > 0 is i - j > 0.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from superopt.mugraph import index as ix
-from superopt.mugraph.dtypes import DTYPES
+from superopt.mugraph.dtypes import DTYPES, is_float
 from superopt.mugraph.expr import FALSE, TRUE, Expr, cast, index, op
 
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
@@ -19,24 +20,26 @@ ARITHMETIC = ("add", "sub", "mul", "neg", "floordiv", "mod")
 LARGEST = 2**31  # what fits the machine's index arithmetic
 
 
-def _small(e: Expr) -> bool:
-    """Whether an index expression surely fits 32 bits."""
-    return ix.less(e, index(LARGEST)) is True and ix.less(index(-LARGEST), e) is True
+def _small(e: Expr, dtype: str) -> bool:
+    """Whether an index expression surely is held exactly: in 32 bits, and in a float's fraction."""
+    epsilon = DTYPES[dtype].epsilon
+    most = index(min(LARGEST, int(2 / epsilon)) if epsilon else LARGEST)
+    return ix.less(e, most) is True and ix.less(op("neg", most), e) is True
 
 
 def _position(e: Expr) -> Expr | None:
-    """The index expression that an integer value is, where it is one."""
-    if DTYPES[e.dtype].kind != "int" or DTYPES[e.dtype].bytes < 4:
+    """The index expression that a number is, where it is one."""
+    if DTYPES[e.dtype].kind not in ("int", "float") or e.dtype in ("u8", "i8", "i16"):
         return None
-    if e.op == "const":
-        found = index(e.attr)
+    if e.op == "const" and e.attr == e.attr // 1:
+        found = index(int(e.attr))
     elif e.op == "cast" and e.args[0].dtype == "index":
         found = e.args[0]
     elif e.op == "load" and e.attr.bounds is not None:
         found = cast(e, "index")
     else:
         return None
-    return found if _small(found) else None
+    return found if _small(found, e.dtype) else None
 
 
 def _loaded(e: Expr) -> bool:
@@ -53,6 +56,9 @@ def indexed(name: str, args: Sequence[Expr]) -> Expr | None:
     positions = [p for a in args if (p := _position(a)) is not None]
     if len(positions) < len(args) or all(a.op == "const" for a in args):
         return None
+    floats = any(is_float(a.dtype) for a in args)
+    if floats and name not in (*COMPARISONS, "add", "sub"):  # others may give -0.0, or no number
+        return None
     if name in ("floordiv", "mod") and not (args[1].op == "const" and args[1].attr > 0):
         return None
     result = op(name, *positions)
@@ -61,7 +67,7 @@ def indexed(name: str, args: Sequence[Expr]) -> Expr | None:
     if name in COMPARISONS:
         return result
     dtype = next(a.dtype for a in args if a.op != "const")
-    return cast(result, dtype) if _small(result) else None
+    return cast(result, dtype) if _small(result, dtype) else None
 
 
 def widened(e: Expr, dtype: str) -> Expr:
