@@ -503,14 +503,14 @@ class Forms:
         """Whether two values are equal wherever the facts hold; denominators are not 0."""
         if self.follows(facts, FALSE):
             return True
-        zeros = {
-            a: poly(0)
-            for a in sorted(atoms_of(facts), key=str)
-            if a.kind == "symbol" and a.args[0].endswith("]") and "!" in a.args[0]
-            and self.follows(facts, eq(poly(a), 0))
-        }  # fmt: skip
-        two = self.tidy(changed(two, zeros), facts)
-        one = self.tidy(changed(one, zeros), facts)
+        fixed = {}
+        for a in sorted(atoms_of(facts), key=str):
+            name = a.args[0] if a.kind == "symbol" else ""
+            only = 0 if name.endswith("]") and "!" in name else 1 if name.isidentifier() else None
+            if only is not None and self.follows(facts, eq(poly(a), only)):
+                fixed[a] = poly(only)  # an index along a size of 1, or a size
+        two = self.tidy(changed(two, fixed), facts)
+        one = self.tidy(changed(one, fixed), facts)
         difference = self.joined(_difference(one, two), facts)
         if difference == real(0):
             return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -485,6 +485,7 @@ class Solved:
         self.shapes = [r.type.shape for r in op.results]
         self.kinds: list[str] = []
         self.statistics: set[int] = set()
+        self.followed: set[int] = set()  # statistics, and sums by which a turn adds to others
 
     def held(self, when: str, n: int) -> Real:
         lanes = tuple(lane(d) if size > 1 else poly(0) for d, size in enumerate(self.shapes[n]))
@@ -518,6 +519,7 @@ class Solved:
         self.statistics = {n for n, v in enumerate(made) if self.gathers(n, v)}
         lift.masks, lift.firsts = set(), []
         self.added = self.turn([NEUTRAL[k] for k in self.kinds])
+        self.followed = self.statistics | set(self.sums_followed())
         self.start = self.starts(inits)
         self.first(inits)
         self.claims(made)
@@ -562,21 +564,30 @@ class Solved:
         before, kind = self.held("before", n), self.kinds[n]
         return any(f.kind == kind and before in f.args for f in made.finite.factors)
 
+    def sums_followed(self) -> Iterator[int]:
+        mark = f"{self.name} after "
+        for n, v in enumerate(self.added):
+            inside = factors_in([v.real] if v.real is not None else [])
+            states = (f.args[0] for f in inside if f.kind == "state")
+            others = {int(name.removeprefix(mark)) for name in states if name.startswith(mark)}
+            yield from (m for m in others - {n} if self.kinds[m] == "sum")
+
     def starts(self, inits: Sequence[Value]) -> list[Real | None]:
-        """What accumulators are at first, in terms of the statistics then; None where neutral."""
+        """What accumulators are at first, in terms of those that they follow, as these are then;
+        None where neutral."""
         results: list[Real | None] = []
-        statistics = {
-            f: self.held("now", n)
+        followed = {
+            n: f
             for n, v in enumerate(inits)
-            if n in self.statistics and v.below == v.above == FALSE and v.real is not None
+            if n in self.followed and v.below == v.above == FALSE and v.real is not None
             and (f := alone(v.real)) is not None and f.kind == "state"
         }  # fmt: skip
         for n, v in enumerate(inits):
             if v == NEUTRAL[self.kinds[n]]:
                 results.append(None)
                 continue
-            own = {} if n in self.statistics else statistics
-            results.append(_placed(v.finite, own))
+            others = {f: self.held("now", m) for m, f in followed.items() if m != n}
+            results.append(_placed(v.finite, others))
         return results
 
     def closed(self, n: int, until: Cond, bound: str, now: Callable[[int], Real]) -> Real:
@@ -696,7 +707,7 @@ class Solved:
         until = lt(self.loop.start + self.loop.step * symbol(f"n!{self.name}"), self.loop.end)
         final = self.closed(n, until, f"n!{self.name}", self.final)
         goes_on = self.start[n] is not None and not self.statistics  # from a sum of another loop
-        if n not in self.statistics and (self.kinds[n] != "sum" or not goes_on):
+        if n not in self.followed and (self.kinds[n] != "sum" or not goes_on):
             return Value(final)
         held = self.held("end", n)
         (f,) = held.factors
@@ -704,7 +715,7 @@ class Solved:
         return Value(held)
 
     def final(self, n: int) -> Real:
-        if n in self.statistics:
+        if n in self.followed:
             return self.held("end", n)
         until = lt(self.loop.start + self.loop.step * symbol(f"n!{self.name}"), self.loop.end)
         return self.closed(n, until, f"n!{self.name}", self.final)
