@@ -36,6 +36,7 @@ from superopt.verify.addresses import Prover
 from superopt.verify.forms import Forms
 from superopt.verify.integers import (
     FALSE,
+    TRUE,
     Atom,
     Cond,
     Poly,
@@ -61,7 +62,19 @@ from superopt.verify.reals import (
     truth,
     zero,
 )
-from superopt.verify.values import HIGHEST, LOWEST, Value, apply, compare, spec_values
+from superopt.verify.ttir import Unreadable
+from superopt.verify.values import (
+    HIGHEST,
+    LOWEST,
+    Value,
+    add,
+    apply,
+    compare,
+    is_nan,
+    multiply,
+    select,
+    spec_values,
+)
 
 B, N = Dim("B", min=1, max=4096), Dim("N", min=1, max=65536)
 HALF = torch.float16
@@ -677,6 +690,19 @@ def test_constants_that_differ_by_a_rounding_cancel() -> None:
     for off, cancels in ((Fraction(1, 10**8), True), (Fraction(1, 10**3), False)):
         difference = whole * real(c) - parts * real(c * (1 + off))
         assert (Forms(Prover()).tidy(difference, both()) == real(0)) is cancels
+
+
+def test_what_is_not_followed_may_only_be_left_out() -> None:
+    """An infinity times what may be 0 or negative, where a guard chooses something else."""
+    scaled = add(multiply(LOWEST, Value(x_at(K))), Value(real(1)))
+    assert select(TRUE, Value(x_at(K)), scaled) == Value(x_at(K))
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: compare("lt", scaled, LOWEST), lambda: is_nan(scaled), lambda: scaled.finite,
+        lambda: select(eq(K, 0), scaled, LOWEST),
+    )  # fmt: skip
+    for use in uses:
+        with pytest.raises(Unreadable):
+            use()
 
 
 def test_the_size_of_an_infinity_is_one() -> None:

@@ -61,6 +61,7 @@ from superopt.verify.values import (
     add,
     apply,
     compare,
+    is_nan,
     largest,
     multiply,
     number,
@@ -277,7 +278,7 @@ class Lift(Run):
             case 6 | 13:
                 return negation(compare("eq", a, b))
             case 7 | 14:
-                nan = a.real is None or b.real is None
+                nan = is_nan(a) or is_nan(b)
                 return TRUE if nan == (name == 14) else FALSE
         raise Unreadable("a comparison that is not followed")
 

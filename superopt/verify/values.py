@@ -82,7 +82,19 @@ class Value:
 
 
 NAN = Value(None)
+ANYTHING = Value(None, TRUE, TRUE)  # not followed: it may stand where a condition leaves it out
 LOWEST, HIGHEST = Value(real(0), below=TRUE), Value(real(0), above=TRUE)
+
+
+def undefined(a: Value, b: Value) -> Value:
+    """NaN, or what is not followed, of two of which one is."""
+    return ANYTHING if ANYTHING in (a, b) else NAN
+
+
+def is_nan(a: Value) -> bool:
+    if a == ANYTHING:
+        raise Unreadable("an infinity is scaled by what is no constant")
+    return a.real is None
 
 
 def number(x: float) -> Value:
@@ -93,7 +105,7 @@ def number(x: float) -> Value:
 
 def add(a: Value, b: Value) -> Value:
     if a.real is None or b.real is None:
-        return NAN
+        return undefined(a, b)
     below, above = either(a.below, b.below), either(a.above, b.above)
     if below == above == TRUE:
         return NAN
@@ -109,7 +121,7 @@ def negative(a: Value) -> Value:
 
 def multiply(a: Value, b: Value) -> Value:
     if a.real is None or b.real is None:
-        return NAN
+        return undefined(a, b)
     if a.below == a.above == b.below == b.above == FALSE:
         return Value(a.real * b.real)
     if b.below != FALSE or b.above != FALSE:
@@ -117,7 +129,7 @@ def multiply(a: Value, b: Value) -> Value:
     assert a.real is not None
     scale = b.finite.number
     if scale is None:
-        raise Unreadable("an infinity is scaled by what is no constant")
+        return ANYTHING
     if scale == 0:
         if TRUE in (a.below, a.above):
             return NAN
@@ -128,7 +140,7 @@ def multiply(a: Value, b: Value) -> Value:
 
 def divide(a: Value, b: Value) -> Value:
     if a.real is None or b.real is None:
-        return NAN
+        return undefined(a, b)
     if b.below == b.above == FALSE and b.real.number == 0:
         known = a.finite.number
         if known is None:
@@ -139,7 +151,7 @@ def divide(a: Value, b: Value) -> Value:
 
 def raised(a: Value, e: Fraction) -> Value:
     if a.real is None:
-        return NAN
+        return a
     if e < 0 and TRUE in (a.below, a.above):
         return Value(real(0))
     try:
@@ -150,7 +162,7 @@ def raised(a: Value, e: Fraction) -> Value:
 
 def exp(a: Value) -> Value:
     if a.real is None:
-        return NAN
+        return a
     if a.above != FALSE:
         raise Unreadable("exp of infinity")
     kept = negation(a.below)
@@ -159,7 +171,7 @@ def exp(a: Value) -> Value:
 
 def log(a: Value) -> Value:
     if a.real is None:
-        return NAN
+        return a
     if a.finite.number == 0:
         return LOWEST
     return Value(logarithm(a.finite))
@@ -191,7 +203,7 @@ def _either(c: Cond, one: Cond, two: Cond) -> Cond:
 def largest(kind: str, a: Value, b: Value) -> Value:
     """The maximum or minimum of two."""
     if a.real is None or b.real is None:
-        return NAN
+        return undefined(a, b)
     up = kind == "maximum"
     if either(a.above, b.above) != FALSE if up else either(a.below, b.below) != FALSE:
         raise Unreadable(f"a {kind} with infinity")
@@ -209,8 +221,10 @@ def largest(kind: str, a: Value, b: Value) -> Value:
 
 def compare(name: str, a: Value, b: Value) -> Cond:
     """lt, le, eq of two values; of NaN: false."""
-    if a.real is None or b.real is None:
+    if is_nan(a) or is_nan(b):
         return FALSE
+    assert a.real is not None
+    assert b.real is not None
     if name == "le":
         return negation(compare("lt", b, a))
     if name == "eq":
@@ -293,7 +307,7 @@ def apply(name: str, *args: Value) -> Value:
             return largest(name, a, b)
         case "abs", (a,):
             if a.real is None:
-                return NAN
+                return a
             return Value(function("abs", a.real), above=either(a.below, a.above))
         case "exp", (a,):
             return exp(a)
@@ -379,10 +393,10 @@ class Spec:
             case "and" | "or" | "not" | "xor" if e.dtype == "bool":
                 return logic(e.op, *map(self.cond, e.args))
             case "isnan":
-                return TRUE if self.value(e.args[0]).real is None else FALSE
+                return TRUE if is_nan(self.value(e.args[0])) else FALSE
             case "isinf":
                 a = self.value(e.args[0])
-                return either(a.below, a.above)
+                return FALSE if is_nan(a) else either(a.below, a.above)
         own = [self.of(a) for a in e.args]
         if all(isinstance(a, Poly) for a in own) and not is_float(e.dtype):
             whole = e.args[0]
