@@ -557,6 +557,13 @@ def test_a_sum_takes_out_what_does_not_vary() -> None:
         assert total(["k"], INSIDE, y * x_at(K)) != y * total(["k"], INSIDE, x_at(K))
 
 
+def test_indices_that_have_nothing_in_common_are_summed_apart() -> None:
+    j = symbol("j")
+    apart = total(["j"], between(0, j, 4), x_at(j)) * total(["k"], INSIDE, x_at(K))
+    assert total(["j", "k"], both(INSIDE, between(0, j, 4)), x_at(j) * x_at(K)) == apart
+    assert total(["j", "k"], both(INSIDE, between(0, j, K)), x_at(j) * x_at(K)) != apart
+
+
 def test_powers() -> None:
     x = x_at(K)
     half = power(x * x, Fraction(1, 2))

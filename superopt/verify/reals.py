@@ -559,12 +559,36 @@ def _sum_of(names: tuple[str, ...], domain: Cond, p: Product) -> Real:
             left.append(c)
         else:
             outside[Factor("truth", (c,))] = Fraction(1)
+    apart = _apart(names, left, inside)
+    if len(apart) > 1 and law("sum of sums"):
+        result = Real(((_sorted(outside), Fraction(1)),))
+        for some, conditions, factors in apart:
+            result = result * _sum_of(some, both(*conditions), _sorted(factors))
+        return result
     body = Real(((_sorted(inside), Fraction(1)),))
     known = given(body, both(*left))
     if known != body:
         return Real(((_sorted(outside), Fraction(1)),)) * total(names, both(*left), known)
     made = _closed("sum", names, both(*left), body)
     return Real(((_sorted(outside), Fraction(1)),)) * made
+
+
+def _apart(
+    names: Sequence[str], conditions: Sequence[Cond], factors: Mapping[Factor, Fraction]
+) -> list[tuple[tuple[str, ...], list[Cond], dict[Factor, Fraction]]]:
+    """A sum's names, conditions and factors in parts that have no name in common."""
+    parts = [{n} for n in names]
+    for own in [c.names for c in conditions] + [f.names for f in factors]:
+        meeting = [p for p in parts if p & own]
+        parts = [p for p in parts if not p & own] + [set().union(*meeting)]
+    return [
+        (
+            tuple(n for n in names if n in part),
+            [c for c in conditions if c.names & part],
+            {f: e for f, e in factors.items() if f.names & part},
+        )
+        for part in sorted(parts, key=min)
+    ]
 
 
 def opened(f: Factor) -> tuple[list[str], Cond, Real]:
