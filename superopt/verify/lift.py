@@ -675,7 +675,8 @@ class Solved:
             start, begun = self.start[n], None
             if start is not None:
                 begun = changed(start, {}, lambda f: self.state_of(f, "now", self.after))
-            one, two = (Value(changed(x, at)) for x in (v.finite, self.with_turn(n, begun)))
+            own = changed(v.finite, {}, lambda f: self.state_of(f, "after", self.after))
+            one, two = (Value(changed(x, at)) for x in (own, self.with_turn(n, begun)))
             text = f"{self.name}: accumulator {n} is what the first turn adds"
             self.lift.lifted.claims.append(Claim(text, given, one, two))
 
