@@ -137,6 +137,15 @@ def test_baselines_count_launches_and_bytes() -> None:
     assert known["roofline"].time_us < known["greedy"].time_us < known["unfused"].time_us
 
 
+def test_of_a_table_what_is_read_is_counted() -> None:
+    ids = Tensor(64, dtype=torch.int64, range=(0, 50000))
+    rows = spec(ids=ids, table=Tensor(50000, 512), dtype=torch.float16)(
+        lambda ids, table: table[ids]
+    )
+    known = baselines(trace(rows).program, {}, H200)
+    assert known["roofline"].bytes == known["unfused"].bytes == 64 * 8 + 2 * 64 * 512 * 2
+
+
 def test_greedy_keeps_a_value_that_is_returned() -> None:
     def both(x):
         y = x + 1.0

@@ -9,7 +9,7 @@ from superopt.cost_model.model import Prediction, total
 from superopt.cost_model.profile import Profile
 from superopt.mugraph import index as ix
 from superopt.mugraph.dtypes import DTYPES
-from superopt.mugraph.expr import Tensor
+from superopt.mugraph.expr import Tensor, toposort
 from superopt.mugraph.program import Program, SourceOp
 
 Sizes = Mapping[str, int]
@@ -20,7 +20,8 @@ def baselines(program: Program, sizes: Sizes, profile: Profile) -> dict[str, Pre
 
     `unfused`: a kernel an operator. `greedy`: producers fused into consumers as a tensor compiler
     does; both at the bandwidth that copies reach and the peak rate of arithmetic. `roofline`: one
-    launch that moves inputs and outputs once and computes what was written, all at the peak.
+    launch that moves once what is read of inputs, and outputs, and computes what was written, all
+    at the peak.
     """
     ops = [o for o in program.source_ops if o.kind != "view"]
     alias = _Alias(program.source_ops)
@@ -99,7 +100,8 @@ def _group(
     for o in group:
         for t in o.reads:
             if alias(t) not in made:
-                reads[alias(t)] = max(reads.get(alias(t), 0.0), _bytes(t, sizes))
+                size = _read(t, program, sizes) if t in program.inputs else _bytes(t, sizes)
+                reads[alias(t)] = max(reads.get(alias(t), 0.0), size)
         for t in o.writes:
             if alias(t) in wanted or alias(t) not in inside:
                 writes[alias(t)] = _bytes(t, sizes)
@@ -119,7 +121,8 @@ def _whole(moved: float, flops: float, rate: float, profile: Profile) -> Predict
 
 
 def _roofline(program: Program, sizes: Sizes, profile: Profile) -> Prediction:
-    moved = sum(_bytes(t, sizes) for t in (*program.inputs, *program.outputs))
+    moved = sum(_read(t, program, sizes) for t in program.inputs)
+    moved += sum(_bytes(t, sizes) for t in program.outputs)
     flops = float(sum(ix.value(o.flops, dict(sizes)) for o in program.source_ops))
     dots = [o for o in program.source_ops if o.kind == "contraction"]
     contraction_flops = float(sum(ix.value(o.flops, dict(sizes)) for o in dots))
@@ -130,6 +133,14 @@ def _roofline(program: Program, sizes: Sizes, profile: Profile) -> Prediction:
     return Prediction(
         seconds * 1e6, 1, moved, moved, flops, "dram" if memory >= compute else "compute"
     )
+
+
+def _read(t: Tensor, program: Program, sizes: Sizes) -> float:
+    """Bytes of an input that are read: of a table, no more rows than there are indices."""
+    nodes = toposort(*(s.value for s in program.stores))
+    loads = [e for e in nodes if e.op == "load" and e.attr.name == t.name]
+    read = sum(prod(ix.value(a.extent, dict(sizes)) for a in e.free) for e in loads)
+    return min(_bytes(t, sizes), float(read * DTYPES[t.dtype].bytes))
 
 
 def _empty() -> Prediction:
