@@ -174,16 +174,16 @@ def test_nothing_that_passes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_configuration_that_spills_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, first = Compiler.__call__, []
+    real, first = Compiler.all, []
 
-    def spill_first(self: Compiler, source: str, *rest: Any) -> Any:
-        stats = real(self, source, *rest)
+    def spill_first(self: Compiler, calls: Any, *rest: Any) -> Any:
+        stats = real(self, calls, *rest)
         if first:
             return stats
-        first.append(source)
-        return [replace(s, spilled_bytes=8) for s in stats]
+        first.extend(source for source, _ in calls)
+        return [[replace(s, spilled_bytes=8) for s in own] for own in stats]
 
-    monkeypatch.setattr(Compiler, "__call__", spill_first)
+    monkeypatch.setattr(Compiler, "all", spill_first)
     result = superopt.search(scaled, (X,))
     assert result.source != first[0]
     (skipped,) = result.report["sizes"][0]["configs_skipped"]

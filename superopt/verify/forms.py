@@ -529,7 +529,8 @@ def counted_by(p: Poly) -> list[Poly] | None:
     a = p.atom
     if a is None or a.kind != "maximum" or poly(0) not in a.args:
         return None
-    found, waiting = [], [x for x in a.args if x != poly(0)]
+    one, two = a.args
+    found, waiting = [], [two if one == poly(0) else one]
     while waiting:
         x = waiting.pop()
         if x.atom is not None and x.atom.kind == "minimum":
