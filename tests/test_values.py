@@ -706,6 +706,13 @@ def test_constants_that_differ_by_a_rounding_cancel() -> None:
         assert (Forms(Prover()).tidy(difference, both()) == real(0)) is cancels
 
 
+def test_functions_of_zero() -> None:
+    for name in ("abs", "erf", "sin", "tan", "tanh"):
+        assert apply(name, Value(real(0))) == Value(real(0))
+    assert apply("abs", Value(real(-2))) == Value(real(2))
+    assert apply("cos", Value(real(0))) != Value(real(0))
+
+
 def test_what_is_not_followed_may_only_be_left_out() -> None:
     """An infinity times what may be 0 or negative, where a guard chooses something else."""
     scaled = add(multiply(LOWEST, Value(x_at(K))), Value(real(1)))

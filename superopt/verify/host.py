@@ -66,7 +66,7 @@ class LaunchOf:
 @dataclass
 class Path:
     """One way through the host code. `conditions` are those under which it is taken, `known` what
-    follows from them: which numbers of blocks are 1."""
+    follows from them: which numbers of blocks, and sizes, are 1."""
 
     conditions: Cond
     known: Cond = TRUE
@@ -311,11 +311,12 @@ def paths(
 
 
 def _in_one_block(path: Path, decisions: _Decisions) -> Path:
-    """The path with 1 for each number of blocks of which its conditions leave one."""
+    """The path with 1 for each number of blocks, and each size, of which its conditions leave one;
+    programs then have no coordinate along it."""
 
     def change(a: Atom) -> Poly | None:
         single = eq(poly(a), 1)
-        if a.kind != "quotient" or not decisions.decided(path.conditions, single):
+        if a.kind not in ("quotient", "symbol") or not decisions.decided(path.conditions, single):
             return None
         path.known = both(path.known, single)
         return poly(1)
