@@ -28,8 +28,9 @@ from superopt.mugraph.threads import dot_of
 from superopt.mugraph.trace import trace
 from superopt.search.driver import Candidate as Ranked
 from superopt.search.driver import Options, Outcome, choices, search_program
+from superopt.search.egraph import EGraph
 from superopt.search.fingerprint import HOSTILE, KINDS, Accuracy, Fingerprints, relative_errors
-from superopt.search.partition import Candidate, cuts, temporary
+from superopt.search.partition import Candidate, cuts, forks, temporary
 from superopt.search.pool import ProcessPool
 from superopt.search.roles import share_axes
 from superopt.search.scheduler import Status
@@ -148,6 +149,23 @@ def test_what_is_reduced_and_used_besides_is_stored() -> None:
     assert found.launches == 2
     assert found.flops < 1.1 * sum(o.flops.attr for o in program.source_ops)
     assert len(best.graph.temporaries) == 1
+
+
+def test_what_is_shared_is_looked_at_once() -> None:
+    """Each step uses the last one twice: 2 ** 24 ways lead to the first."""
+
+    def deep(x, w, v):
+        h = (x @ w) * (x @ v)
+        for _ in range(24):
+            h = torch.sin(h) * h
+        return h.sum(-1)
+
+    graph, asked = EGraph(), list[int]()
+    program = traced(deep, x=(64, 64), w=(64, 64), v=(64, 64))
+    for s in program.stores:
+        graph.insert(s.value)
+    assert forks(graph, lambda c: asked.append(c) or ()) == set()
+    assert len(asked) == len(set(asked)) > 24
 
 
 def test_projections_of_one_shape_are_candidates_each() -> None:

@@ -153,9 +153,12 @@ def forks(g: EGraph, twins: Callable[[int], Iterable[int]]) -> set[int]:
     waiting = [e.args[0] for e in g.of if e.op == "reduce"]
     inside = _without_reductions(waiting)
     outside = {g.find(c) for e, c in g.of.items() if e not in inside}
-    found = set()
+    found, seen = set(), set[Expr]()
     while waiting:
         e = waiting.pop()
+        if e in seen:
+            continue
+        seen.add(e)
         if sum(x.op == "reduce" and x.free == e.free for x in _without_reductions([e])) > 1:
             c = g.find(g.of[e])
             if outside.isdisjoint((c, *twins(c))):
