@@ -25,11 +25,16 @@ def baselines(program: Program, sizes: Sizes, profile: Profile) -> dict[str, Pre
     """
     ops = [o for o in program.source_ops if o.kind != "view"]
     alias = _Alias(program.source_ops)
-    groups = greedy_groups(program)
+    read = _read(program, sizes)
+
+    def launched(groups: Sequence[Sequence[SourceOp]]) -> Prediction:
+        parts = [_group(g, program, alias, read, sizes, profile) for g in groups]
+        return total(parts or [_empty()])
+
     return {
-        "unfused": total([_group([o], program, alias, sizes, profile) for o in ops] or [_empty()]),
-        "greedy": total([_group(g, program, alias, sizes, profile) for g in groups] or [_empty()]),
-        "roofline": _roofline(program, sizes, profile),
+        "unfused": launched([[o] for o in ops]),
+        "greedy": launched(greedy_groups(program)),
+        "roofline": _roofline(program, read, sizes, profile),
     }
 
 
@@ -86,7 +91,12 @@ def _bytes(t: Tensor, sizes: Sizes) -> float:
 
 
 def _group(
-    group: Sequence[SourceOp], program: Program, alias: _Alias, sizes: Sizes, profile: Profile
+    group: Sequence[SourceOp],
+    program: Program,
+    alias: _Alias,
+    read: Mapping[Tensor, float],
+    sizes: Sizes,
+    profile: Profile,
 ) -> Prediction:
     """One kernel: reads from outside the group once, writes what is used outside it."""
     made = {alias(t) for o in group for t in o.writes}
@@ -100,7 +110,7 @@ def _group(
     for o in group:
         for t in o.reads:
             if alias(t) not in made:
-                size = _read(t, program, sizes) if t in program.inputs else _bytes(t, sizes)
+                size = read[t] if t in read else _bytes(t, sizes)
                 reads[alias(t)] = max(reads.get(alias(t), 0.0), size)
         for t in o.writes:
             if alias(t) in wanted or alias(t) not in inside:
@@ -120,9 +130,10 @@ def _whole(moved: float, flops: float, rate: float, profile: Profile) -> Predict
     return Prediction(seconds * 1e6, 1, moved, moved, flops, bound)
 
 
-def _roofline(program: Program, sizes: Sizes, profile: Profile) -> Prediction:
-    moved = sum(_read(t, program, sizes) for t in program.inputs)
-    moved += sum(_bytes(t, sizes) for t in program.outputs)
+def _roofline(
+    program: Program, read: Mapping[Tensor, float], sizes: Sizes, profile: Profile
+) -> Prediction:
+    moved = sum(read.values()) + sum(_bytes(t, sizes) for t in program.outputs)
     flops = float(sum(ix.value(o.flops, dict(sizes)) for o in program.source_ops))
     dots = [o for o in program.source_ops if o.kind == "contraction"]
     contraction_flops = float(sum(ix.value(o.flops, dict(sizes)) for o in dots))
@@ -135,12 +146,15 @@ def _roofline(program: Program, sizes: Sizes, profile: Profile) -> Prediction:
     )
 
 
-def _read(t: Tensor, program: Program, sizes: Sizes) -> float:
-    """Bytes of an input that are read: of a table, no more rows than there are indices."""
-    nodes = toposort(*(s.value for s in program.stores))
-    loads = [e for e in nodes if e.op == "load" and e.attr.name == t.name]
-    read = sum(prod(ix.value(a.extent, dict(sizes)) for a in e.free) for e in loads)
-    return min(_bytes(t, sizes), float(read * DTYPES[t.dtype].bytes))
+def _read(program: Program, sizes: Sizes) -> dict[Tensor, float]:
+    """Bytes of inputs that are read: of a table, no more rows than there are indices."""
+    elements = dict.fromkeys((t.name for t in program.inputs), 0.0)
+    for e in toposort(*(s.value for s in program.stores)):
+        if e.op == "load" and e.attr.name in elements:
+            elements[e.attr.name] += prod(ix.value(a.extent, dict(sizes)) for a in e.free)
+    return {
+        t: min(_bytes(t, sizes), elements[t.name] * DTYPES[t.dtype].bytes) for t in program.inputs
+    }
 
 
 def _empty() -> Prediction:

@@ -301,9 +301,9 @@ class KernelModel:
 
         In a loop: the accumulators and the widest tile; outside: what is loaded and the widest
         tile. After a loop the values computed from an accumulator take its place, in another loop
-        around it too. Where tiles are
-        reduced in a loop for one another without dots, all that is loaded stays until the last of
-        these is done (compiled for sm_90, 20 configurations of 4 such kernels).
+        around it too. Where tiles are reduced in a loop for one another without dots, all that is
+        loaded stays until the last of these is done (compiled for sm_90, 20 configurations of 4
+        such kernels).
         """
         p = self.profile
         threads = p.threads_per_warp * space.warps
